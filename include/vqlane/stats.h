@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Counters and histograms of one disk on one poller: the value of a BPF array
+ * map, typed by BTF, mmapped into the poller that writes it. One writer per
+ * value; readers (bpftool, the daemon) take whatever is there.
+ */
+#ifndef VQLANE_STATS_H
+#define VQLANE_STATS_H
+
+#include "io.h"
+#include "types.h"
+
+enum {
+	VQL_LATENCY_BUCKETS = 144, /* 4 per power of two, up to 2^37 ns = 137 s */
+	VQL_SIZE_BUCKETS = 24,     /* one per power of two, from 512 bytes */
+};
+
+struct vql_op_stats {
+	__u64 count;    /* requests answered */
+	__u64 bytes;    /* payload of those that succeeded */
+	__u64 errors;   /* answered with another status than OK */
+	__u64 total_ns; /* sum of the latencies, taken from the ring … used entry published */
+	__u64 max_ns;
+	__u64 latency[VQL_LATENCY_BUCKETS];
+	__u64 size[VQL_SIZE_BUCKETS];
+};
+
+struct vql_disk_stats {
+	struct vql_op_stats op[VQL_OP_COUNT];
+};
+
+/* Position of the highest bit of @x (> 0). */
+VQL_INLINE __u32 vql_log2(__u64 x)
+{
+#if defined(__bpf__) /* clang 14 can not select __builtin_clzll for this target (it crashes) */
+	__u32 log = 0;
+
+	log |= (__u32)(x >> log > 0xffffffffull) << 5;
+	log |= (__u32)(x >> log > 0xffff) << 4;
+	log |= (__u32)(x >> log > 0xff) << 3;
+	log |= (__u32)(x >> log > 0xf) << 2;
+	log |= (__u32)(x >> log > 0x3) << 1;
+	log |= (__u32)(x >> log > 0x1);
+	return log;
+#else
+	return 63u - (__u32)__builtin_clzll(x);
+#endif
+}
+
+/* Bucket of a latency: exact below 8 ns, within 1/4 above. */
+VQL_INLINE __u32 vql_latency_bucket(__u64 ns)
+{
+	__u32 log, index;
+
+	if (ns < 4)
+		return (__u32)ns;
+	log = vql_log2(ns);
+	index = (log - 1) * 4 + ((__u32)(ns >> (log - 2)) & 3);
+	return index < VQL_LATENCY_BUCKETS ? index : VQL_LATENCY_BUCKETS - 1;
+}
+
+/* Smallest latency of bucket @index, in ns. */
+VQL_INLINE __u64 vql_latency_bucket_floor(__u32 index)
+{
+	if (index < 4)
+		return index;
+	return (4ull + (index & 3)) << (index / 4 - 1);
+}
+
+/* Bucket of a size: 0 for less than 1 KiB, 1 for less than 2 KiB, … */
+VQL_INLINE __u32 vql_size_bucket(__u64 bytes)
+{
+	__u32 index;
+
+	if (bytes < 1024)
+		return 0;
+	index = vql_log2(bytes) - 9;
+	return index < VQL_SIZE_BUCKETS ? index : VQL_SIZE_BUCKETS - 1;
+}
+
+#endif

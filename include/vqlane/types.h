@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The dialect door: the one header that knows whether it is compiled as kernel
+ * C, BPF C, or user-space C and C++. Everything else in include/vqlane is
+ * written once, on top of what this file gives.
+ */
+#ifndef VQLANE_TYPES_H
+#define VQLANE_TYPES_H
+
+#if defined(__KERNEL__)
+#include <linux/errno.h>
+#include <linux/stddef.h>
+#include <linux/string.h>
+#include <linux/types.h>
+#elif defined(__bpf__)
+#ifndef __VMLINUX_H__ /* bpftool's vmlinux.h brings the same names */
+#include <linux/types.h>
+#endif
+#include <stdbool.h>
+#else
+#include <errno.h>
+#include <linux/types.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+#endif
+
+/* A pure helper: inlined everywhere, silent where it is not used. */
+#define VQL_INLINE static __attribute__((unused, always_inline)) inline
+
+#define VQL_LIKELY(x) __builtin_expect(!!(x), 1)
+#define VQL_UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+#if defined(__cplusplus)
+#define VQL_STATIC_ASSERT(cond, text) static_assert(cond, text)
+#else
+#define VQL_STATIC_ASSERT(cond, text) _Static_assert(cond, text)
+#endif
+
+/*
+ * virtio 1.x structures are little-endian (virtio 1.3 §1.4). We serve
+ * little-endian hosts only, so that a field is used as it is read.
+ */
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "vqlane serves little-endian hosts only"
+#endif
+
+/* Disks and devices are addressed in sectors of 512 bytes, as in virtio and Linux. */
+#define VQL_SECTOR_SHIFT 9
+#define VQL_SECTOR_BYTES 512u
+
+#endif

@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The device side of a split virtqueue (virtio 1.3 §2.7).
+ *
+ * All three parts of the ring are memory that a hostile driver writes while we
+ * read. So: indexes and descriptors are read once, into copies; copies are
+ * checked; nothing is read again. One thread at a time owns a struct vql_ring.
+ *
+ * Ordering, against the driver on the other side:
+ *  - load_acquire(avail->idx) pairs with the driver's write barrier before it
+ *    moves idx: ring entries and descriptors are read after it.
+ *  - store_release(used->idx) pairs with the driver's read barrier after it
+ *    sees idx: data, status and used entries are written before it.
+ *  - used->idx, mb, used_event here; used_event, mb, used->idx in the driver:
+ *    one of the two sees the other's store, so no interrupt is lost.
+ *  - avail_event, mb, avail->idx here; avail->idx, mb, avail_event in the
+ *    driver: likewise no kick is lost.
+ */
+#ifndef VQLANE_VRING_H
+#define VQLANE_VRING_H
+
+#include "barrier.h"
+#include "io.h"
+#include "limits.h"
+#include "mem.h"
+#include "types.h"
+
+enum {
+	VQL_DESC_F_NEXT = 1,
+	VQL_DESC_F_WRITE = 2,
+	VQL_DESC_F_INDIRECT = 4,
+	VQL_USED_F_NO_NOTIFY = 1,
+	VQL_AVAIL_F_NO_INTERRUPT = 1,
+};
+
+struct vql_desc {
+	__u64 addr;
+	__u32 len;
+	__u16 flags;
+	__u16 next;
+};
+VQL_STATIC_ASSERT(sizeof(struct vql_desc) == 16, "virtio 1.3 §2.7.5");
+
+/* The arrays have the largest size; a ring has num entries of it, and the event index behind them.
+ */
+struct vql_avail {
+	__u16 flags;
+	__u16 idx;
+	__u16 ring[VQL_MAX_QUEUE_SIZE + 1]; /* ring[num] is used_event */
+};
+VQL_STATIC_ASSERT(offsetof(struct vql_avail, ring) == 4, "virtio 1.3 §2.7.6");
+
+struct vql_used_elem {
+	__u32 id;
+	__u32 len;
+};
+
+struct vql_used {
+	__u16 flags;
+	__u16 idx;
+	struct vql_used_elem ring[VQL_MAX_QUEUE_SIZE + 1]; /* avail_event is in ring[num] */
+};
+VQL_STATIC_ASSERT(offsetof(struct vql_used, ring) == 4, "virtio 1.3 §2.7.8");
+
+/* Bytes of each part of a ring of @num entries, the event index included (virtio 1.3 §2.7). */
+VQL_INLINE __u64 vql_desc_bytes(__u32 num) { return 16ull * num; }
+VQL_INLINE __u64 vql_avail_bytes(__u32 num) { return 6ull + 2ull * num; }
+VQL_INLINE __u64 vql_used_bytes(__u32 num) { return 6ull + 8ull * num; }
+
+VQL_INLINE bool vql_queue_size_valid(__u32 num)
+{
+	return num >= VQL_MIN_QUEUE_SIZE && num <= VQL_MAX_QUEUE_SIZE && !(num & (num - 1));
+}
+
+struct vql_ring {
+	const struct vql_desc *desc;
+	struct vql_avail *avail;
+	struct vql_used *used;
+	__u16 num;        /* power of two */
+	__u16 next_avail; /* first available entry not taken yet */
+	__u16 next_used;  /* where the next used entry goes */
+	__u16 signalled;  /* next_used at the last decision to interrupt */
+	bool event_idx;   /* VIRTIO_F_EVENT_IDX was negotiated */
+	bool indirect;    /* VIRTIO_F_INDIRECT_DESC was negotiated */
+	bool must_signal; /* the driver's state is unknown (start, takeover): interrupt once anyway
+			   */
+};
+
+/* Why a chain or a ring cannot be served. A ring that reports one of these is stopped. */
+enum vql_ring_error {
+	VQL_RING_OK = 0,
+	VQL_RING_BAD_IDX,      /* avail->idx ran ahead by more than the queue size */
+	VQL_RING_BAD_HEAD,     /* head or next outside the table */
+	VQL_RING_LOOP,         /* more descriptors than the table has */
+	VQL_RING_BAD_INDIRECT, /* not negotiated, nested, chained on, or of odd size */
+	VQL_RING_BAD_ORDER,    /* readable after writable */
+	VQL_RING_BAD_ADDRESS,  /* outside guest memory */
+	VQL_RING_BAD_LENGTH,   /* the chain's length overflows 32 bits */
+	VQL_RING_NO_STATUS,    /* no writable byte to answer in */
+	VQL_RING_ERRORS,
+};
+
+VQL_INLINE const char *vql_ring_error_text(int error)
+{
+	switch (error) {
+	case VQL_RING_OK: return "ok";
+	case VQL_RING_BAD_IDX: return "available index ran ahead by more than the queue size";
+	case VQL_RING_BAD_HEAD: return "descriptor index out of range";
+	case VQL_RING_LOOP: return "descriptor chain loops";
+	case VQL_RING_BAD_INDIRECT: return "bad indirect descriptor";
+	case VQL_RING_BAD_ORDER: return "readable descriptor after a writable one";
+	case VQL_RING_BAD_ADDRESS: return "descriptor outside guest memory";
+	case VQL_RING_BAD_LENGTH: return "descriptor chain longer than 4 GiB";
+	case VQL_RING_NO_STATUS: return "no writable byte for the status";
+	default: return "unknown error";
+	}
+}
+
+/* A chain, translated: readable segments first, writable ones after. */
+struct vql_chain {
+	__u64 out_bytes; /* device-readable bytes, all counted */
+	__u64 in_bytes;  /* device-writable bytes, all counted */
+	__u8 *last_in;   /* last writable byte, also when segments were left out; NULL: none */
+	__u32 nout;      /* readable segments in seg[] */
+	__u32 nin;       /* writable segments behind them */
+	bool truncated;  /* the chain has more segments than seg[] holds */
+	struct vql_seg seg[VQL_MAX_SEGS];
+};
+
+/* Entries the driver has made available and we have not taken: 0…num, or -VQL_RING_BAD_IDX. */
+VQL_INLINE int vql_ring_pending(const struct vql_ring *r)
+{
+	__u16 n = (__u16)(vql_load_acquire(&r->avail->idx) - r->next_avail);
+
+	return VQL_LIKELY(n <= r->num) ? (int)n : -VQL_RING_BAD_IDX;
+}
+
+/*
+ * Head of the next available chain, without taking it. Only after vql_ring_pending() > 0; checked
+ * by the walk.
+ */
+VQL_INLINE __u16 vql_ring_peek(const struct vql_ring *r)
+{
+	return vql_read_once(&r->avail->ring[r->next_avail & (r->num - 1)]);
+}
+
+/* One descriptor, read once. */
+VQL_INLINE struct vql_desc vql_desc_read(const void *p)
+{
+	const __u64 lo = vql_read_u64(p);
+	const __u64 hi = vql_read_u64((const __u8 *)p + 8);
+	struct vql_desc d;
+
+	d.addr = lo;
+	d.len = (__u32)hi;
+	d.flags = (__u16)(hi >> 32);
+	d.next = (__u16)(hi >> 48);
+	return d;
+}
+
+/* Add one descriptor's memory to @c. Returns 0 or -enum vql_ring_error. */
+VQL_INLINE int vql_chain_add(struct vql_chain *c, struct vql_mem *m, const struct vql_desc *d)
+{
+	const bool in = d->flags & VQL_DESC_F_WRITE;
+	struct vql_seg *seg = &c->seg[c->nout + c->nin];
+	const __u32 room = c->truncated ? 0 : VQL_MAX_SEGS - (c->nout + c->nin);
+	int n;
+
+	if (VQL_UNLIKELY(!in && c->in_bytes))
+		return -VQL_RING_BAD_ORDER;
+	if (VQL_UNLIKELY(!d->len))
+		return 0; /* nothing to read or write; the specification does not forbid it */
+	if (VQL_UNLIKELY(c->out_bytes + c->in_bytes + d->len > 0xffffffffull))
+		return -VQL_RING_BAD_LENGTH;
+	n = vql_mem_map(m, d->addr, d->len, seg, room);
+	if (VQL_UNLIKELY(n < 0)) {
+		if (n != -E2BIG)
+			return -VQL_RING_BAD_ADDRESS;
+		c->truncated = true; /* too long to serve, yet it can be answered */
+		n = 0;
+	}
+	if (in) {
+		c->nin += (__u32)n;
+		c->in_bytes += d->len;
+		if (VQL_LIKELY(n > 0))
+			c->last_in = (__u8 *)seg[n - 1].base + seg[n - 1].bytes - 1;
+		else
+			c->last_in = (__u8 *)vql_mem_flat(m, d->addr + d->len - 1, 1);
+		if (VQL_UNLIKELY(!c->last_in))
+			return -VQL_RING_BAD_ADDRESS;
+	} else {
+		c->nout += (__u32)n;
+		c->out_bytes += d->len;
+	}
+	return 0;
+}
+
+/*
+ * The table behind an indirect descriptor. Every entry is read through here: at most @entries of
+ * them.
+ */
+VQL_INLINE int vql_chain_walk_indirect(struct vql_chain *c, struct vql_mem *m,
+				       const struct vql_desc *ind)
+{
+	const __u32 entries = ind->len / sizeof(struct vql_desc);
+	__u32 seen = 0, at = 0;
+
+	if (!entries || ind->len % sizeof(struct vql_desc) || entries > VQL_MAX_CHAIN)
+		return -VQL_RING_BAD_INDIRECT;
+	if (VQL_UNLIKELY(ind->addr + (ind->len - 1) < ind->addr))
+		return -VQL_RING_BAD_ADDRESS;
+	for (;;) {
+		const __u64 addr = ind->addr + (__u64)at * sizeof(struct vql_desc);
+		const void *p = vql_mem_flat(m, addr, sizeof(struct vql_desc));
+		struct vql_desc d;
+		int err;
+
+		if (VQL_UNLIKELY(!p)) { /* the entry itself straddles two regions, or is outside */
+			struct vql_seg half[2];
+			int n = vql_mem_map(m, addr, sizeof(d), half, 2);
+
+			if (n != 2)
+				return -VQL_RING_BAD_ADDRESS;
+			vql_read_bytes(&d, half[0].base, half[0].bytes);
+			vql_read_bytes((__u8 *)&d + half[0].bytes, half[1].base, half[1].bytes);
+		} else {
+			d = vql_desc_read(p);
+		}
+		if (VQL_UNLIKELY(d.flags & VQL_DESC_F_INDIRECT))
+			return -VQL_RING_BAD_INDIRECT;
+		err = vql_chain_add(c, m, &d);
+		if (VQL_UNLIKELY(err))
+			return err;
+		if (!(d.flags & VQL_DESC_F_NEXT))
+			return 0;
+		if (VQL_UNLIKELY(++seen == entries))
+			return -VQL_RING_LOOP;
+		at = d.next;
+		if (VQL_UNLIKELY(at >= entries))
+			return -VQL_RING_BAD_HEAD;
+	}
+}
+
+/*
+ * Walk the chain that starts at @head and translate it into @c (all fields are written but the
+ * unused tail of seg[]). Bounded: at most num descriptors in the ring's table, VQL_MAX_CHAIN in an
+ * indirect one. Returns 0 or -enum vql_ring_error; after an error nothing in @c is to be used.
+ * A hostile driver can make a head available again while it is in flight: who keeps state per head
+ * checks for that.
+ */
+VQL_INLINE int vql_chain_walk(const struct vql_ring *r, struct vql_mem *m, __u16 head,
+			      struct vql_chain *c)
+{
+	__u32 seen = 0;
+	__u16 at = head;
+
+	c->out_bytes = 0;
+	c->in_bytes = 0;
+	c->last_in = NULL;
+	c->nout = 0;
+	c->nin = 0;
+	c->truncated = false;
+	for (;;) {
+		struct vql_desc d;
+		int err;
+
+		if (VQL_UNLIKELY(at >= r->num))
+			return -VQL_RING_BAD_HEAD;
+		d = vql_desc_read(&r->desc[at]);
+		if (d.flags & VQL_DESC_F_INDIRECT) {
+			/* virtio 1.3 §2.7.5.3.1: INDIRECT and NEXT exclude each other. */
+			if (!r->indirect || d.flags & VQL_DESC_F_NEXT)
+				return -VQL_RING_BAD_INDIRECT;
+			return vql_chain_walk_indirect(c, m, &d);
+		}
+		err = vql_chain_add(c, m, &d);
+		if (VQL_UNLIKELY(err))
+			return err;
+		if (!(d.flags & VQL_DESC_F_NEXT))
+			return 0;
+		if (VQL_UNLIKELY(++seen == r->num))
+			return -VQL_RING_LOOP;
+		at = d.next;
+	}
+}
+
+/* Write one used entry; the driver sees it at the next vql_ring_publish(). At most num between two.
+ */
+VQL_INLINE void vql_ring_push(struct vql_ring *r, __u16 head, __u32 len)
+{
+	struct vql_used_elem *e = &r->used->ring[r->next_used & (r->num - 1)];
+
+	vql_write_once(&e->id, (__u32)head);
+	vql_write_once(&e->len, len);
+	r->next_used++;
+}
+
+/* Show the driver all entries pushed so far: one store for a whole batch. */
+VQL_INLINE void vql_ring_publish(struct vql_ring *r)
+{
+	vql_store_release(&r->used->idx, r->next_used);
+}
+
+/* virtio 1.3 §2.7.7.2 and §2.7.10: does moving an index from @old to @now pass @event? */
+VQL_INLINE bool vql_event_passed(__u16 event, __u16 now, __u16 old)
+{
+	return (__u16)(now - event - 1) < (__u16)(now - old);
+}
+
+/*
+ * After vql_ring_publish(): does the driver want an interrupt for what was published since the last
+ * call?
+ */
+VQL_INLINE bool vql_ring_should_interrupt(struct vql_ring *r)
+{
+	const __u16 old = r->signalled, now = r->next_used;
+
+	if (old == now && !r->must_signal)
+		return false;
+	vql_mb(); /* used->idx before used_event and flags */
+	r->signalled = now;
+	if (VQL_UNLIKELY(r->must_signal)) {
+		r->must_signal = false;
+		return true;
+	}
+	if (r->event_idx)
+		return vql_event_passed(vql_read_once(&r->avail->ring[r->num]), now, old);
+	return !(vql_read_once(&r->avail->flags) & VQL_AVAIL_F_NO_INTERRUPT);
+}
+
+/*
+ * Ask for a kick at the next available entry. Returns true when entries are there already: then no
+ * kick may come for them, and the caller goes on serving instead of sleeping.
+ */
+VQL_INLINE bool vql_ring_arm(struct vql_ring *r)
+{
+	if (r->event_idx)
+		vql_write_once((__u16 *)(void *)&r->used->ring[r->num], r->next_avail);
+	else
+		vql_write_once(&r->used->flags, (__u16)0);
+	vql_mb(); /* avail_event and flags before avail->idx */
+	return vql_load_acquire(&r->avail->idx) != r->next_avail;
+}
+
+/*
+ * Ask for no kicks while we poll. With EVENT_IDX nothing is written: the old avail_event lies
+ * behind the driver's index, so that it kicks at most once more in 65,536 requests.
+ */
+VQL_INLINE void vql_ring_disarm(struct vql_ring *r)
+{
+	if (!r->event_idx)
+		vql_write_once(&r->used->flags, (__u16)VQL_USED_F_NO_NOTIFY);
+}
+
+#endif
