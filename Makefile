@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# One door:
+#   make            vqlaned, vqlane and the BPF objects, in build/
+#   make demo       set up, build, and serve a disk to a QEMU guest (README, command 1)
+#   make test       set up, build, and run every test (README, command 2)
+#   make check      formatting, lint, licences, include directions
+#   make fuzz       libFuzzer targets, FUZZ_SECONDS each (default 60)
+#   make install    into DESTDIR/PREFIX
+#   make clean
+# Variables: SAN=address,undefined or SAN=thread builds with sanitizers (in build/asan, build/tsan);
+# CXX, CC, CLANG; V=1 shows commands; TESTS=unit|e2e|guest runs a part of the tests.
+
+CXX ?= g++
+CC ?= gcc
+CLANG ?= clang
+PREFIX ?= /usr/local
+FUZZ_SECONDS ?= 60
+Q = $(if $(V),,@)
+
+ifeq ($(origin CXX),default)
+CXX = g++
+endif
+ifeq ($(origin CC),default)
+CC = gcc
+endif
+
+TOP := $(CURDIR)
+ifeq ($(SAN),)
+BUILD := $(TOP)/build
+else ifneq ($(findstring thread,$(SAN)),)
+BUILD := $(TOP)/build/tsan
+# gcc warns that TSan does not model fences; the fences in barrier.h order atomics only, so that
+# nothing TSan reports depends on them.
+SANFLAGS := -fsanitize=$(SAN) -fno-omit-frame-pointer $(if $(findstring g++,$(CXX)),-Wno-tsan)
+else
+BUILD := $(TOP)/build/asan
+SANFLAGS := -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer
+endif
+export VQL_BUILD := $(BUILD)
+
+WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
+CPPFLAGS += -Iinclude -Iuserspace -I.
+CXXFLAGS ?= -O2 -g
+VQL_CXXFLAGS = -std=c++20 $(WARN) $(CXXFLAGS) $(SANFLAGS) -pthread
+VQL_CFLAGS = -std=c11 $(WARN) $(CXXFLAGS) $(SANFLAGS)
+BPF_CFLAGS := -target bpf -O2 -g -Wall -Wextra -Werror -Iinclude -Ibpf \
+	-I/usr/include/$(shell $(CC) -print-multiarch)
+
+DAEMON_LIBS := -luring -lbpf -lsystemd
+BPF_SRC := $(wildcard bpf/*.bpf.c) $(wildcard tests/bpf/*.bpf.c)
+BASE_SRC := $(wildcard userspace/base/*.cc)
+DAEMON_SRC := $(filter-out %/main.cc,$(wildcard userspace/daemon/*.cc)) \
+	$(wildcard userspace/frontend/*.cc userspace/engine/*.cc)
+CLI_SRC := $(filter-out %/main.cc,$(wildcard userspace/cli/*.cc))
+UNIT_SRC := $(wildcard tests/unit/*.cc tests/bpf/*.cc) tests/fuzz/ring_fuzz.cc tests/fuzz/vhost_user_fuzz.cc
+UNIT_C := $(wildcard tests/unit/*.c)
+GUEST_SRC := $(wildcard tests/guest/*.cc)
+FUZZ := ring vhost_user
+
+obj = $(patsubst %,$(BUILD)/obj/%.o,$(basename $(1)))
+BPF_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(BPF_SRC))
+PROGRAMS := $(BUILD)/vqlaned $(BUILD)/vqlane
+TEST_PROGRAMS := $(BUILD)/tests/unit_test $(BUILD)/tests/e2e_test
+
+.PHONY: all tests setup demo test check fuzz install clean FORCE
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+all: $(PROGRAMS) $(BPF_OBJ)
+tests: $(TEST_PROGRAMS)
+
+# Objects are made again when the way they are made changes.
+$(BUILD)/flags: FORCE
+	$(Q)mkdir -p $(BUILD)
+	$(Q)echo '$(CXX) $(CC) $(CPPFLAGS) $(VQL_CXXFLAGS) $(BPF_CFLAGS)' | cmp -s - $@ || \
+		echo '$(CXX) $(CC) $(CPPFLAGS) $(VQL_CXXFLAGS) $(BPF_CFLAGS)' > $@
+
+$(BUILD)/obj/%.o: %.cc $(BUILD)/flags
+	@echo "  CXX   $<"
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(CPPFLAGS) $(VQL_CXXFLAGS) $(EXTRA) -MMD -MP -c $< -o $@
+
+$(BUILD)/obj/%.o: %.c $(BUILD)/flags
+	@echo "  CC    $<"
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(VQL_CFLAGS) -MMD -MP -c $< -o $@
+
+$(BUILD)/%.bpf.o: %.bpf.c $(BUILD)/flags
+	@echo "  BPF   $<"
+	@mkdir -p $(@D)
+	$(Q)$(CLANG) $(BPF_CFLAGS) -MMD -MP -c $< -o $@
+
+# The daemon carries its maps' definitions inside.
+$(BUILD)/obj/userspace/daemon/bpf.o: $(BUILD)/bpf/maps.bpf.o
+$(BUILD)/obj/userspace/daemon/bpf.o: EXTRA = -DVQL_MAPS_BPF_O='"$(BUILD)/bpf/maps.bpf.o"'
+$(call obj,$(wildcard tests/bpf/*.cc)): EXTRA = -DVQL_TEST_BPF_DIR='"$(BUILD)/tests/bpf"'
+$(call obj,$(wildcard tests/bpf/*.cc)): $(BPF_OBJ)
+# The fuzz targets' corpora are replayed by the unit tests.
+$(call obj,$(wildcard tests/unit/*.cc)): EXTRA = -DVQL_SOURCE_DIR='"$(TOP)"'
+
+define link
+	@echo "  LINK  $(@F)"
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(VQL_CXXFLAGS) $(LDFLAGS) $^ -o $@ $(1)
+endef
+
+$(BUILD)/vqlaned: $(call obj,userspace/daemon/main.cc $(DAEMON_SRC) $(BASE_SRC))
+	$(call link,$(DAEMON_LIBS))
+$(BUILD)/vqlane: $(call obj,userspace/cli/main.cc $(CLI_SRC) $(BASE_SRC))
+	$(call link,)
+$(BUILD)/tests/unit_test: $(call obj,$(UNIT_SRC) $(UNIT_C) $(DAEMON_SRC) $(CLI_SRC) $(BASE_SRC))
+	$(call link,-lCatch2Main -lCatch2 $(DAEMON_LIBS))
+$(BUILD)/tests/e2e_test: $(call obj,$(GUEST_SRC))
+	$(call link,-lCatch2Main -lCatch2)
+
+-include $(shell find $(BUILD)/obj $(BUILD)/bpf $(BUILD)/tests -name '*.d' 2>/dev/null)
+
+setup:
+	$(Q)scripts/setup
+
+# A second make, since what setup installs is needed to read the rest of this one.
+demo: setup
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)scripts/demo
+
+test: setup
+	$(Q)$(MAKE) --no-print-directory all tests
+	$(Q)scripts/test
+
+check: setup
+	$(Q)scripts/check
+
+fuzz: setup
+	$(Q)$(MAKE) --no-print-directory $(FUZZ:%=$(TOP)/build/fuzz/%_fuzz)
+	$(Q)set -e; for t in $(FUZZ); do \
+		echo "fuzzing $$t for $(FUZZ_SECONDS) s"; mkdir -p build/fuzz/corpus/$$t; \
+		build/fuzz/$${t}_fuzz -max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1 \
+			-artifact_prefix=build/fuzz/$$t- build/fuzz/corpus/$$t tests/fuzz/corpus/$$t; done
+
+FUZZ_FLAGS := -std=c++20 $(WARN) -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
+$(TOP)/build/fuzz/ring_fuzz: tests/fuzz/ring_fuzz.cc $(wildcard include/vqlane/*.h)
+$(TOP)/build/fuzz/vhost_user_fuzz: tests/fuzz/vhost_user_fuzz.cc $(wildcard userspace/frontend/* userspace/base/*)
+$(TOP)/build/fuzz/vhost_user_fuzz: FUZZ_MORE = $(wildcard userspace/frontend/*.cc) $(BASE_SRC)
+$(TOP)/build/fuzz/%_fuzz:
+	@echo "  FUZZ  $*"
+	@mkdir -p $(@D)
+	$(Q)$(CLANG)++ $(CPPFLAGS) $(FUZZ_FLAGS) tests/fuzz/$*_fuzz.cc $(FUZZ_MORE) -o $@
+
+install: all
+	install -D -m 755 $(BUILD)/vqlaned $(DESTDIR)$(PREFIX)/sbin/vqlaned
+	install -D -m 755 $(BUILD)/vqlane $(DESTDIR)$(PREFIX)/bin/vqlane
+	install -D -m 644 scripts/vqlaned.service $(DESTDIR)$(PREFIX)/lib/systemd/system/vqlaned.service
+	test -e $(DESTDIR)/etc/vqlane/vqlaned.toml || \
+		install -D -m 644 scripts/vqlaned.toml $(DESTDIR)/etc/vqlane/vqlaned.toml
+
+clean:
+	rm -rf build

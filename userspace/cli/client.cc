@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "cli/client.h"
+
+#include "cli/table.h"
+
+#include <cerrno>
+#include <poll.h>
+#include <string_view>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+
+#include <nlohmann/json.hpp>
+
+namespace vql {
+
+namespace {
+
+using nlohmann::json;
+using std::chrono::milliseconds;
+using clock = std::chrono::steady_clock;
+
+constexpr size_t max_answer_bytes = 64 << 20;
+
+// connect(2) and send(2) fail with EAGAIN after @timeout.
+void limit_sending(int fd, milliseconds timeout) {
+    timeval t{};
+    t.tv_sec = timeout.count() / 1000;
+    t.tv_usec = timeout.count() % 1000 * 1000;
+    // Cannot fail for a socket of ours; without it we would only wait longer.
+    (void)::setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof(t));
+}
+
+std::string hint(int err) {
+    switch (err) {
+    case ENOENT:
+    case ECONNREFUSED: return " (is vqlaned running?)";
+    case EACCES:
+    case EPERM: return " (this command needs the rights of the daemon's user, mostly root)";
+    case EAGAIN: return " (the daemon accepts no connections)";
+    default: return "";
+    }
+}
+
+} // namespace
+
+result<client> client::connect(const std::string& path, milliseconds timeout) {
+    const std::string context = "cannot reach the daemon at " + path;
+    sockaddr_un address{};
+
+    if (path.empty() || path.size() >= sizeof(address.sun_path))
+        return error{context + ": a socket's path has 1 to " +
+                     std::to_string(sizeof(address.sun_path) - 1) + " bytes"};
+    address.sun_family = AF_UNIX;
+    path.copy(address.sun_path, path.size());
+
+    unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (!fd)
+        return errno_error(context, errno);
+    limit_sending(fd.get(), timeout);
+    if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) < 0) {
+        const int err = errno;
+        return error{errno_error(context, err).text + hint(err)};
+    }
+    return client(path, timeout, std::move(fd));
+}
+
+// One line there, one line back.
+result<std::string> client::exchange(const std::string& request) {
+    const std::string daemon = "the daemon at " + path_;
+    const error late{daemon + " did not answer within " +
+                     human_duration(static_cast<uint64_t>(timeout_.count()) * 1000000)};
+    const clock::time_point deadline = clock::now() + timeout_;
+    std::string answer;
+    char part[65536];
+
+    for (size_t sent = 0; sent < request.size();) {
+        const ssize_t n =
+            ::send(fd_.get(), request.data() + sent, request.size() - sent, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return errno == EAGAIN ? late : errno_error(daemon + " takes no request", errno);
+        sent += static_cast<size_t>(n);
+    }
+    while (answer.size() <= max_answer_bytes) {
+        const auto left = std::chrono::ceil<milliseconds>(deadline - clock::now());
+        pollfd ready{fd_.get(), POLLIN, 0};
+        if (left.count() <= 0)
+            return late;
+        const int polled = ::poll(&ready, 1, static_cast<int>(left.count()));
+        if (polled == 0 || (polled < 0 && errno == EINTR))
+            continue;
+        const ssize_t n = ::recv(fd_.get(), part, sizeof(part), MSG_DONTWAIT);
+        if (n < 0 && (errno == EINTR || errno == EAGAIN))
+            continue;
+        if (n < 0)
+            return errno_error(daemon + " is lost", errno);
+        if (n == 0)
+            return error{daemon + " closed the connection without an answer"};
+        const std::string_view got(part, static_cast<size_t>(n));
+        answer += got.substr(0, got.find('\n'));
+        if (got.find('\n') != got.npos)
+            return answer;
+    }
+    return error{daemon + " sent an answer without an end"};
+}
+
+result<json> client::call(const json& request) {
+    const std::string text = request.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
+    auto line = exchange(text);
+    if (!line)
+        return line.failure();
+
+    json answer = json::parse(*line, nullptr, false);
+    const json ok = answer.is_object() ? answer.value("ok", json()) : json();
+    if (ok == true && answer.contains("result"))
+        return std::move(answer["result"]);
+    if (ok == false && answer["error"].is_string())
+        return error{answer["error"].get<std::string>()};
+    return error{"the daemon at " + path_ +
+                 " sent something that is no answer (are vqlane and vqlaned of one version?)"};
+}
+
+} // namespace vql

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "cli/disk.h"
+
+#include "base/size.h"
+#include "cli/table.h"
+
+#include <nlohmann/json.hpp>
+
+namespace vql {
+
+namespace {
+
+using nlohmann::json;
+
+// Strings or numbers, joined by commas.
+std::string joined(const json& list) {
+    std::string text;
+
+    for (const json& item : list)
+        text +=
+            (text.empty() ? "" : ",") + (item.is_string() ? item.get<std::string>() : item.dump());
+    return text.empty() ? "-" : text;
+}
+
+std::string number(const json& table, const char* key) {
+    return std::to_string(table.at(key).get<uint64_t>());
+}
+
+} // namespace
+
+result<json> parse_extent(const std::string& text) {
+    const size_t second = text.rfind(':');
+    const size_t first = second ? text.rfind(':', second - 1) : text.npos;
+
+    if (first == text.npos || first == 0)
+        return error{"\"" + text + "\" is not an extent, expected TARGET:OFFSET:LENGTH"};
+    auto offset = parse_size(text.substr(first + 1, second - first - 1));
+    if (!offset)
+        return error{"offset of \"" + text + "\": " + offset.failure().text};
+    auto length = parse_size(text.substr(second + 1));
+    if (!length)
+        return error{"length of \"" + text + "\": " + length.failure().text};
+    return json{{"target", text.substr(0, first)}, {"offset", *offset}, {"length", *length}};
+}
+
+std::string disk_table(const json& disks) {
+    table out({{"NAME"},
+               {"SIZE", true},
+               {"ACCESS"},
+               {"CLIENT"},
+               {"QUEUES", true},
+               {"RUNNING", true},
+               {"QUEUE SIZE", true},
+               {"CHUNK", true},
+               {"POLLERS"},
+               {"TARGETS"},
+               {"SOCKET"}});
+
+    for (const json& d : disks)
+        out.add({d.at("name").get<std::string>(), human_size(d.at("size").get<uint64_t>()),
+                 d.at("read_only").get<bool>() ? "ro" : "rw",
+                 d.at("connected").get<bool>() ? "yes" : "no", number(d, "queues"),
+                 number(d, "queues_running"), number(d, "queue_size"),
+                 human_size(d.at("chunk_size").get<uint64_t>()), joined(d.at("pollers")),
+                 joined(d.at("targets")), d.at("socket").get<std::string>()});
+    return out.text();
+}
+
+} // namespace vql

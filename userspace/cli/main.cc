@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// vqlane: the operator's command. It turns the command line into one request to the daemon and the
+// answer into a table; what is right and wrong is for the daemon to say.
+#include "base/size.h"
+#include "cli/client.h"
+#include "cli/disk.h"
+#include "cli/stats.h"
+
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <thread>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+namespace {
+
+using nlohmann::json;
+using vql::client;
+using vql::result;
+using clock = std::chrono::steady_clock;
+
+// disk rm drains the disk first.
+constexpr std::chrono::seconds timeout{60};
+
+struct command_line {
+    std::string socket = "/run/vqlane/control.sock";
+    bool as_json = false;
+    json request;             // without "op" until a command is recognized
+    double watch_seconds = 0; // 0: once
+};
+
+int failed(const std::string& text) {
+    std::fprintf(stderr, "vqlane: %s\n", text.c_str());
+    return 1;
+}
+
+int print(const std::string& text) {
+    if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout))
+        return failed(vql::errno_error("cannot write the output", errno).text);
+    return 0;
+}
+
+uint64_t size_argument(const char* what, const std::string& text) {
+    auto bytes = vql::parse_size(text);
+    if (!bytes)
+        throw CLI::ValidationError(what, bytes.failure().text);
+    return *bytes;
+}
+
+void define_name(CLI::App& command, json& request) {
+    command
+        .add_option_function<std::string>(
+            "NAME", [&request](const std::string& name) { request["name"] = name; },
+            "name of the disk")
+        ->required();
+}
+
+void define_disk_add(CLI::App& command, json& request) {
+    const auto text = [&request](CLI::App& app, const char* option, const char* key,
+                                 const char* help) {
+        app.add_option_function<std::string>(
+            option, [&request, key](const std::string& value) { request[key] = value; }, help);
+    };
+    const auto size = [&](const char* option, const char* key, const char* help) {
+        command.add_option_function<std::string>(
+            option,
+            [&request, option, key](const std::string& value) {
+                request[key] = size_argument(option, value);
+            },
+            help);
+    };
+    const auto integer = [&](const char* option, const char* key, const char* help) {
+        command.add_option_function<int64_t>(
+            option, [&request, key](const int64_t& value) { request[key] = value; }, help);
+    };
+
+    define_name(command, request);
+    CLI::App& storage = *command.add_option_group("storage", "where its bytes rest");
+    text(storage, "--target", "target", "the whole of a configured target");
+    text(storage, "--file", "file", "the whole of a regular file or block device");
+    storage
+        .add_option_function<std::vector<std::string>>(
+            "--extent",
+            [&request](const std::vector<std::string>& extents) {
+                for (const std::string& e : extents) {
+                    auto parsed = vql::parse_extent(e);
+                    if (!parsed)
+                        throw CLI::ValidationError("--extent", parsed.failure().text);
+                    request["extents"].push_back(*parsed);
+                }
+            },
+            "a piece of a target, TARGET:OFFSET:LENGTH; may be given many times")
+        ->allow_extra_args(false);
+    storage.require_option(1);
+    size("--size", "size", "size, if not all of that; bytes or with K, M, G, T");
+    size("--chunk-size", "chunk_size", "a power of two, 64K to 1G; default: the largest that fits");
+    integer("--queues", "queues", "virtqueues, 1 to 64; default 1");
+    integer("--queue-size", "queue_size", "a power of two, 2 to 1024; default 256");
+    command.add_flag_callback(
+        "--read-only", [&request] { request["read_only"] = true; }, "refuse writes");
+    text(command, "--vhost-socket", "socket", "its vhost-user socket; default: RUN_DIR/NAME.sock");
+    text(command, "--socket-mode", "socket_mode", "octal; default 0600");
+}
+
+void define_disk(CLI::App& app, json& request) {
+    CLI::App& disk = *app.add_subcommand("disk", "list and change disks");
+    const auto op = [&request](const char* name) {
+        return [&request, name] { request["op"] = name; };
+    };
+
+    disk.require_subcommand(1);
+    disk.add_subcommand("list", "all disks")->callback(op("disk_list"));
+
+    CLI::App& add = *disk.add_subcommand("add", "make a disk and listen on its socket");
+    define_disk_add(add, request);
+    add.callback(op("disk_add"));
+
+    CLI::App& rm = *disk.add_subcommand("rm", "remove a disk; its data stays");
+    define_name(rm, request);
+    rm.add_flag_callback(
+        "--force", [&request] { request["force"] = true; }, "even while a client is connected");
+    rm.callback(op("disk_rm"));
+
+    CLI::App& resize = *disk.add_subcommand("resize", "change a disk's size; its guest is told");
+    define_name(resize, request);
+    resize
+        .add_option_function<std::string>(
+            "SIZE",
+            [&request](const std::string& text) { request["size"] = size_argument("SIZE", text); },
+            "bytes, or with K, M, G, T")
+        ->required();
+    resize.callback(op("disk_resize"));
+}
+
+double watch_argument(const std::vector<std::string>& values) {
+    const std::string text = values.empty() ? "" : values.front();
+    if (text.empty())
+        return 1;
+    char* end = nullptr;
+    const double seconds = std::strtod(text.c_str(), &end);
+    if (*end || !(seconds >= 0.1 && seconds <= 3600))
+        throw CLI::ValidationError("--watch", "\"" + text +
+                                                  "\" is not seconds from 0.1 to 3600 (NAME goes "
+                                                  "before --watch)");
+    return seconds;
+}
+
+void define_stats(CLI::App& app, command_line& line) {
+    CLI::App& stats = *app.add_subcommand(
+        "stats", "requests and latencies since each disk came; rates with --watch");
+    stats.add_option_function<std::string>(
+        "NAME", [&line](const std::string& name) { line.request["name"] = name; },
+        "one disk; default: all, and the pollers");
+    stats
+        .add_option_function<std::vector<std::string>>(
+            "--watch",
+            [&line](const std::vector<std::string>& values) {
+                line.watch_seconds = watch_argument(values);
+            },
+            "again every SECONDS (default 1), until Ctrl-C")
+        ->type_name("SECONDS")
+        ->expected(0, 1);
+    stats.callback([&line] { line.request["op"] = "stats"; });
+}
+
+// Rows for people. @before: an earlier result of a watched command, or null.
+std::string render(const command_line& line, const json& value, const json& before,
+                   double seconds) {
+    if (line.as_json)
+        return value.dump(2) + "\n";
+    if (line.request.at("op") != "stats")
+        return value.is_null() ? "" : vql::disk_table(value.is_array() ? value : json{value});
+    const bool rates = line.watch_seconds > 0;
+    std::string text = vql::op_table(value, rates, before, seconds);
+    if (!line.request.contains("name"))
+        text += "\n" + vql::poller_table(value, rates, before, seconds);
+    return text;
+}
+
+int run(const command_line& line) {
+    auto daemon = client::connect(line.socket, timeout);
+    if (!daemon)
+        return failed(daemon.failure().text);
+
+    const bool redraw = ::isatty(STDOUT_FILENO) && !line.as_json;
+    json before;
+    clock::time_point before_at{};
+    for (clock::time_point next = clock::now();;) {
+        auto value = daemon->call(line.request);
+        if (!value)
+            return failed(value.failure().text);
+        const clock::time_point now = clock::now();
+        std::string text =
+            render(line, *value, before, std::chrono::duration<double>(now - before_at).count());
+        if (line.watch_seconds == 0)
+            return print(text);
+        // To the top, then clear what follows: no flicker. Elsewhere a blank line between tables.
+        text = redraw ? "\033[H\033[J" + text : text + "\n";
+        if (int err = print(text))
+            return err;
+        before = std::move(*value);
+        before_at = now;
+        next += std::chrono::duration_cast<clock::duration>(
+            std::chrono::duration<double>(line.watch_seconds));
+        next = std::max(next, now); // a sample that took too long is not made up for
+        std::this_thread::sleep_until(next);
+    }
+}
+
+int parse_and_run(int argc, char** argv) {
+    CLI::App app("The operator's command of vqlaned, virtio block devices for virtual machines.",
+                 "vqlane");
+    command_line line;
+
+    app.add_option("--socket", line.socket, "the daemon's control socket")->capture_default_str();
+    app.add_flag("--json", line.as_json, "the daemon's answer as JSON instead of a table");
+    app.require_subcommand(1);
+    app.fallthrough();
+    app.failure_message([](const CLI::App*, const CLI::Error& e) {
+        return std::string("vqlane: ") + e.what() +
+               "\nCommands: disk list, disk add, disk rm, disk resize, stats; each has --help.\n";
+    });
+    define_disk(app, line.request);
+    define_stats(app, line);
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::ParseError& e) {
+        return app.exit(e) ? 2 : 0;
+    }
+    try {
+        return run(line);
+    } catch (const json::exception& e) {
+        return failed("the daemon at " + line.socket +
+                      " sent an answer that vqlane cannot read (are " +
+                      "vqlane and vqlaned of one version?): " + e.what());
+    }
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    try {
+        return parse_and_run(argc, argv);
+    } catch (const std::exception& e) {
+        return failed(e.what());
+    }
+}

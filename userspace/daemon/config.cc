@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "daemon/config.h"
+
+#include "daemon/document.h"
+
+#include <vqlane/limits.h>
+#include <vqlane/vring.h>
+
+#include <algorithm>
+#include <bit>
+#include <climits>
+#include <map>
+#include <span>
+#include <string_view>
+#include <sys/un.h>
+
+#include <nlohmann/json.hpp>
+
+namespace vql {
+
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t max_path_bytes = PATH_MAX - 1;
+constexpr size_t max_socket_bytes = sizeof(sockaddr_un::sun_path) - 1;
+constexpr uint64_t max_disk_bytes = 1ull << 60;
+constexpr uint64_t min_chunk_bytes = 1ull << VQL_MIN_CHUNK_SHIFT;
+constexpr uint64_t max_chunk_bytes = 1ull << VQL_MAX_CHUNK_SHIFT;
+constexpr int max_cpu = 1023;
+constexpr uint32_t max_spin_us = 1'000'000;
+const std::string control_socket = "control.sock";
+
+result<void> read_chunk_size(const spot& at, uint64_t& out) {
+    if (auto read = read_size(at, true, out); !read)
+        return read;
+    if (!std::has_single_bit(out) || out < min_chunk_bytes || out > max_chunk_bytes)
+        return at.wrong(at.shown() + " is not a power of two between 64K and 1G");
+    return {};
+}
+
+result<void> read_name(const spot& at, std::string& out) {
+    constexpr std::string_view allowed =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-";
+
+    if (auto read = read_string(at, out); !read)
+        return read;
+    if (out.empty() || out.size() > 31 || out.find_first_not_of(allowed) != out.npos ||
+        out == "." || out == "..")
+        return at.wrong(
+            at.shown() +
+            " is not a name, expected 1 to 31 of A-Z a-z 0-9 _ . - (not \".\", \"..\")");
+    return {};
+}
+
+result<void> read_mode(const spot& at, uint32_t& out) {
+    std::string text = at.value.is_string() ? at.value.get<std::string>() : "";
+
+    if (text.size() < 3 || text.size() > 4 || text.find_first_not_of("01234567") != text.npos ||
+        (text.size() == 4 && text[0] != '0'))
+        return at.wrong(at.shown() + " is not a file mode, expected an octal string like \"0660\"");
+    out = static_cast<uint32_t>(std::stoul(text, nullptr, 8));
+    return {};
+}
+
+result<void> read_pollers(const spot& at, std::vector<int>& out) {
+    if (!at.value.is_array() || at.value.empty() || at.value.size() > VQL_MAX_POLLERS)
+        return at.wrong("expected an array of 1 to " + std::to_string(VQL_MAX_POLLERS) +
+                        " CPU numbers");
+    out.clear();
+    for (size_t i = 0; i < at.value.size(); i++) {
+        int cpu = 0;
+        if (auto read = read_range(at[i], 0, max_cpu, cpu); !read)
+            return read;
+        if (std::find(out.begin(), out.end(), cpu) != out.end())
+            return at[i].wrong("CPU " + std::to_string(cpu) + " is in the list already");
+        out.push_back(cpu);
+    }
+    return {};
+}
+
+result<void> read_queue_size(const spot& at, uint32_t& out) {
+    return read_integer(
+        at,
+        "a power of two between " + std::to_string(VQL_MIN_QUEUE_SIZE) + " and " +
+            std::to_string(VQL_MAX_QUEUE_SIZE),
+        [](uint64_t n) {
+            return n <= VQL_MAX_QUEUE_SIZE && vql_queue_size_valid(static_cast<uint32_t>(n));
+        },
+        out);
+}
+
+result<void> read_spin(const spot& at, bool& always) {
+    return read_word(at, {word<bool>{"always", true}}, always);
+}
+
+constexpr word<bpf_mode> bpf_words[] = {
+    {"auto", bpf_mode::automatic}, {"required", bpf_mode::required}, {"off", bpf_mode::off}};
+constexpr word<memory_registration> registration_words[] = {
+    {"auto", memory_registration::automatic},
+    {"always", memory_registration::always},
+    {"never", memory_registration::never}};
+constexpr word<log_level> level_words[] = {{"error", log_level::error},
+                                           {"warning", log_level::warning},
+                                           {"info", log_level::info},
+                                           {"debug", log_level::debug}};
+constexpr word<target_type> type_words[] = {{"uring", target_type::uring},
+                                            {"null", target_type::null}};
+
+constexpr field<config> daemon_fields[] = {
+    {"run_dir",
+     [](const spot& at, config& c) {
+         return read_path(at, max_socket_bytes - 1 - control_socket.size(), c.run_dir);
+     }},
+    {"bpf_dir", [](const spot& at, config& c) { return read_path(at, max_path_bytes, c.bpf_dir); }},
+    {"bpf", [](const spot& at, config& c) { return read_word(at, bpf_words, c.bpf); }},
+    {"pollers", [](const spot& at, config& c) { return read_pollers(at, c.pollers); }},
+    {"spin_us",
+     [](const spot& at, config& c) {
+         c.spin_always = false;
+         return read_range(at, 0, max_spin_us, c.spin_us);
+     }},
+    {"spin", [](const spot& at, config& c) { return read_spin(at, c.spin_always); }},
+    {"register_memory",
+     [](const spot& at, config& c) {
+         return read_word(at, registration_words, c.register_memory);
+     }},
+    {"log_level", [](const spot& at, config& c) { return read_word(at, level_words, c.level); }},
+};
+
+constexpr field<target_config> target_fields[] = {
+    {"name", [](const spot& at, target_config& t) { return read_name(at, t.name); }, true},
+    {"type", [](const spot& at, target_config& t) { return read_word(at, type_words, t.type); },
+     true},
+    {"path",
+     [](const spot& at, target_config& t) { return read_path(at, max_path_bytes, t.path); }},
+    {"size", [](const spot& at, target_config& t) { return read_size(at, false, t.bytes); }},
+};
+
+constexpr field<extent_config> extent_fields[] = {
+    {"target", [](const spot& at, extent_config& e) { return read_string(at, e.target); }, true},
+    {"offset", [](const spot& at, extent_config& e) { return read_size(at, true, e.offset); }},
+    {"length", [](const spot& at, extent_config& e) { return read_size(at, false, e.length); }},
+};
+
+result<void> read_whole_target(const spot& at, disk_config& d) {
+    return read_string(at, d.extents.emplace_back().target);
+}
+
+result<void> read_extents(const spot& at, disk_config& d) {
+    // How many is bounded by the length of a file or request; the rest by check_extents().
+    auto read = read_tables<extent_config>(at, SIZE_MAX, extent_fields, nullptr, d.extents);
+    if (!read)
+        return read;
+    if (at.value.empty())
+        return at.wrong("expected at least one extent");
+    return {};
+}
+
+constexpr field<disk_config> disk_fields[] = {
+    {"name", [](const spot& at, disk_config& d) { return read_name(at, d.name); }, true},
+    {"target", read_whole_target},
+    {"extents", read_extents},
+    {"size", [](const spot& at, disk_config& d) { return read_size(at, false, d.bytes); }},
+    {"chunk_size",
+     [](const spot& at, disk_config& d) { return read_chunk_size(at, d.chunk_bytes); }},
+    {"read_only", [](const spot& at, disk_config& d) { return read_bool(at, d.read_only); }},
+    {"queues",
+     [](const spot& at, disk_config& d) { return read_range(at, 1, VQL_MAX_QUEUES, d.queues); }},
+    {"queue_size",
+     [](const spot& at, disk_config& d) { return read_queue_size(at, d.queue_size); }},
+    {"socket",
+     [](const spot& at, disk_config& d) { return read_path(at, max_socket_bytes, d.socket); }},
+    {"socket_mode", [](const spot& at, disk_config& d) { return read_mode(at, d.socket_mode); }},
+};
+
+result<void> read_daemon(const spot& at, config& c) {
+    if (auto read = read_table<config>(at, daemon_fields, c); !read)
+        return read;
+    if (at.has("spin") && at.has("spin_us"))
+        return at.wrong("spin", "spin_us is given too, expected one of the two");
+    return {};
+}
+
+result<void> check_target(const spot& at, const target_config& t) {
+    const bool null = t.type == target_type::null;
+    const char* const needed = null ? "size" : "path";
+    const char* const refused = null ? "path" : "size";
+    const std::string type = null ? "a null target" : "a uring target";
+
+    if (at.has(refused))
+        return at.wrong(refused, "not for " + type + ", which needs " + needed);
+    if (!at.has(needed))
+        return at.wrong(needed, "missing, " + type + " needs it");
+    return {};
+}
+
+// Chunks are whole on the target and on the disk; only the disk's last one may be cut short.
+result<void> check_extents(const spot& at, const disk_config& d) {
+    const uint64_t chunk = d.chunk_bytes ? d.chunk_bytes : min_chunk_bytes;
+    const std::string unaligned = std::string(" is not a multiple of ") +
+                                  (d.chunk_bytes ? "chunk_size" : "64K, the smallest chunk");
+    uint64_t total = 0;
+    bool total_known = true;
+
+    for (size_t i = 0; i < d.extents.size(); i++) {
+        const extent_config& e = d.extents[i];
+        if (e.offset % chunk)
+            return at["extents"][i]["offset"].wrong(at["extents"][i]["offset"].shown() + unaligned);
+        if (e.length % chunk && i + 1 < d.extents.size())
+            return at["extents"][i]["length"].wrong(at["extents"][i]["length"].shown() + unaligned +
+                                                    ", and this is not the last extent");
+        total_known = total_known && e.length;
+        total += e.length;
+        if (total > max_disk_bytes)
+            return at["extents"][i].wrong("the extents up to here make more than 2^60 bytes");
+    }
+    if (total_known && d.bytes > total)
+        return at["size"].wrong(at["size"].shown() + " is more than the extents make (" +
+                                std::to_string(total) + " bytes)");
+    return {};
+}
+
+result<void> check_disk(const spot& at, const disk_config& d) {
+    if (d.name == "tables") // BPF_DIR/NAME is a folder, BPF_DIR/tables is a map
+        return at.wrong("name", "\"tables\" is reserved, expected another name");
+    if (at.has("target") && at.has("extents"))
+        return at.wrong("extents", "target is given too, expected one of the two");
+    if (d.extents.empty())
+        return at.wrong("expected target or extents");
+    return check_extents(at, d);
+}
+
+constexpr field<config> document_fields[] = {
+    {"daemon", read_daemon},
+    {"target",
+     [](const spot& at, config& c) {
+         return read_tables<target_config>(at, VQL_MAX_TARGETS, target_fields, check_target,
+                                           c.targets);
+     }},
+    {"disk",
+     [](const spot& at, config& c) {
+         return read_tables<disk_config>(at, VQL_MAX_DISKS, disk_fields, check_disk, c.disks);
+     }},
+};
+
+// Names that are given once, by where that was.
+class name_set {
+  public:
+    result<void> add(const spot& at, const std::string& name) {
+        auto [first, added] = seen_.emplace(name, at.path);
+        if (!added)
+            return at.wrong("\"" + name + "\" is taken by " + first->second);
+        return {};
+    }
+    bool has(const std::string& name) const { return seen_.count(name) != 0; }
+
+  private:
+    std::map<std::string, std::string> seen_;
+};
+
+result<void> check_known(const spot& disk, const disk_config& d, const name_set& targets,
+                         const std::vector<std::string>& names) {
+    for (size_t i = 0; i < d.extents.size(); i++) {
+        const spot at = disk.has("target") ? disk["target"] : disk["extents"][i]["target"];
+        if (!targets.has(d.extents[i].target))
+            return at.wrong(
+                "there is no target " + at.shown() +
+                (names.empty() ? ", nor any other" : " (known: " + listed(names) + ")"));
+    }
+    return {};
+}
+
+// What one table says about another.
+result<void> check_references(const spot& document, const config& c) {
+    name_set targets, disks, sockets;
+    std::vector<std::string> target_names;
+
+    for (size_t i = 0; i < c.targets.size(); i++) {
+        if (auto added = targets.add(document["target"][i]["name"], c.targets[i].name); !added)
+            return added;
+        target_names.push_back(c.targets[i].name);
+    }
+    for (size_t i = 0; i < c.disks.size(); i++) {
+        const spot at = document["disk"][i];
+        const spot socket_at = at[at.has("socket") ? "socket" : "name"];
+        if (auto added = disks.add(at["name"], c.disks[i].name); !added)
+            return added;
+        if (auto known = check_known(at, c.disks[i], targets, target_names); !known)
+            return known;
+        auto socket = disk_socket(c.run_dir, c.disks[i]);
+        if (!socket)
+            return socket_at.wrong(socket.failure().text);
+        if (auto added = sockets.add(socket_at, *socket); !added)
+            return added;
+    }
+    return {};
+}
+
+} // namespace
+
+result<config> load_config(const std::string& path) {
+    auto document = load_toml(path);
+    if (!document)
+        return document.failure();
+
+    const spot at{document->root, "", document->from};
+    config c;
+    if (auto read = read_table<config>(at, document_fields, c); !read)
+        return read.failure();
+    if (auto valid = check_references(at, c); !valid)
+        return valid.failure();
+    return c;
+}
+
+result<void> override_daemon(const json& keys, config& c) {
+    const origin from;
+    return read_daemon({keys, "", from}, c);
+}
+
+result<disk_config> parse_disk(const json& request, std::optional<target_config>& file_target) {
+    const origin from;
+    json table = request;
+    disk_config disk;
+
+    file_target.reset();
+    if (table.is_object())
+        table.erase("op");
+    if (table.contains("file")) {
+        const spot at{table, "", from};
+        target_config target;
+        if (at.has("target") || at.has("extents"))
+            return at.wrong("file", "expected one of file, target and extents");
+        if (auto read = read_path(at["file"], max_path_bytes, target.path); !read)
+            return read.failure();
+        target.name = "file:" + target.path;
+        table.erase("file");
+        table["target"] = target.name;
+        file_target = target;
+    }
+    const spot at{table, "", from};
+    if (auto read = read_table<disk_config>(at, disk_fields, disk); !read)
+        return read.failure();
+    if (auto valid = check_disk(at, disk); !valid)
+        return valid.failure();
+    return disk;
+}
+
+result<std::string> disk_socket(const std::string& run_dir, const disk_config& disk) {
+    const std::string path =
+        disk.socket.empty() ? run_dir + "/" + disk.name + ".sock" : disk.socket;
+
+    if (path.size() > max_socket_bytes)
+        return error{"its socket " + path + " has " + std::to_string(path.size()) +
+                     " bytes, expected at most " + std::to_string(max_socket_bytes) +
+                     ": shorten run_dir or set socket"};
+    if (path == run_dir + "/" + control_socket)
+        return error{"its socket " + path + " is the control socket, expected another path"};
+    return path;
+}
+
+} // namespace vql

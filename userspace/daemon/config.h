@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The configuration file (TOML), read and validated as a whole: a wrong one starts nothing.
+#pragma once
+
+#include "base/log.h"
+#include "base/result.h"
+#include "base/size.h"
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+namespace vql {
+
+enum class target_type { uring, null };
+enum class bpf_mode { automatic, required, off };
+// Pin guests' memory for the pollers' rings: automatic = memory of huge pages only.
+enum class memory_registration { automatic, always, never };
+
+struct target_config {
+    std::string name;
+    target_type type = target_type::uring;
+    std::string path;   // uring: a regular file or a block device
+    uint64_t bytes = 0; // null: its size
+};
+
+struct extent_config {
+    std::string target;
+    uint64_t offset = 0; // bytes on the target, a multiple of the chunk size
+    uint64_t length = 0; // bytes; 0: to the end of the target
+};
+
+struct disk_config {
+    std::string name; // [A-Za-z0-9_.-]{1,31}, not "." or "..", nor "tables" (see BPF_DIR)
+    // At least one; "target = T" is one extent of offset 0, length 0.
+    std::vector<extent_config> extents;
+    uint64_t bytes = 0;       // 0: the sum of the extents
+    uint64_t chunk_bytes = 0; // 0: the largest that fits
+    bool read_only = false;
+    uint32_t queues = 1;       // 1…VQL_MAX_QUEUES
+    uint32_t queue_size = 256; // power of two
+    std::string socket;        // empty: RUN_DIR/NAME.sock
+    uint32_t socket_mode = 0600;
+};
+
+struct config {
+    std::string run_dir = "/run/vqlane";
+    std::string bpf_dir = "/sys/fs/bpf/vqlane";
+    bpf_mode bpf = bpf_mode::automatic;
+    std::vector<int> pollers; // CPU numbers; empty: one poller on the last allowed CPU
+    uint32_t spin_us = 50;
+    bool spin_always = false;
+    memory_registration register_memory = memory_registration::automatic;
+    log_level level = log_level::info;
+    std::vector<target_config> targets;
+    std::vector<disk_config> disks;
+};
+
+// Everything that can be told from the text alone is checked here: syntax, unknown keys, types,
+// ranges, names (unique, known). What needs the files themselves is checked when they are opened.
+// The error reads "FILE:LINE: disk[0].queue_size: what is wrong and what was expected".
+result<config> load_config(const std::string& path);
+
+// Keys of [daemon] as JSON, over what @c has: the command line's flags, by the same rules. After an
+// error ("pollers[1]: what is wrong") @c is not to be used.
+result<void> override_daemon(const nlohmann::json& keys, config& c);
+
+// One disk from the control socket: the keys of a [[disk]] table as JSON, plus "op" (skipped) and
+// "file" instead of a target: the path of a target made for this disk, returned in @file_target
+// under the name "file:PATH", which no configured target can have. Other keys are refused. Whether
+// its name is free and its targets are known is for the caller to check.
+result<disk_config> parse_disk(const nlohmann::json& request,
+                               std::optional<target_config>& file_target);
+
+// Where @disk listens: its own socket or RUN_DIR/NAME.sock. An error when that is too long for a
+// socket address, or the control socket's.
+result<std::string> disk_socket(const std::string& run_dir, const disk_config& disk);
+
+} // namespace vql

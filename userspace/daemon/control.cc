@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "daemon/control.h"
+
+#include "base/log.h"
+#include "daemon/stats.h"
+
+#include <array>
+#include <cerrno>
+#include <nlohmann/json.hpp>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+namespace vql {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr size_t max_line = 1 << 20;
+constexpr size_t max_clients = 64;
+
+json success(json value) { return {{"ok", true}, {"result", std::move(value)}}; }
+json failure(const std::string& text) { return {{"ok", false}, {"error", text}}; }
+
+// A key of a request, of the type wanted; nothing else may be in there.
+struct request_error {
+    std::string text;
+};
+
+template <class T>
+T key(const json& request, const char* name, const char* type, bool (json::*is)() const noexcept) {
+    const auto it = request.find(name);
+    if (it == request.end())
+        throw request_error{std::string(name) + ": missing (" + type + " expected)"};
+    if (!((*it).*is)())
+        throw request_error{std::string(name) + ": " + type + " expected"};
+    return it->get<T>();
+}
+
+void allow_keys(const json& request, std::initializer_list<const char*> names) {
+    for (const auto& item : request.items())
+        if (std::none_of(names.begin(), names.end(), [&](const char* n) { return item.key() == n; }))
+            throw request_error{item.key() + ": unknown key"};
+}
+
+} // namespace
+
+control_socket::~control_socket() {
+    while (!clients_.empty())
+        close(clients_.begin()->second);
+    if (listener_) {
+        loop_.remove(listener_.get());
+        unlink(path_.c_str());
+    }
+}
+
+result<void> control_socket::listen(const std::string& run_dir) {
+    path_ = run_dir + "/control.sock";
+    sockaddr_un addr{};
+    addr.sun_family = AF_UNIX;
+    if (path_.size() >= sizeof(addr.sun_path))
+        return error{path_ + ": socket path longer than 107 bytes"};
+    std::memcpy(addr.sun_path, path_.c_str(), path_.size() + 1);
+    unlink(path_.c_str());
+    unique_fd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (!fd || bind(fd.get(), reinterpret_cast<sockaddr*>(&addr), sizeof(addr)) < 0 ||
+        chmod(path_.c_str(), 0600) < 0 || ::listen(fd.get(), 16) < 0)
+        return errno_error(path_, errno);
+    listener_ = std::move(fd);
+    loop_.add(listener_.get(), EPOLLIN, [this](uint32_t) { accept_client(); });
+    return {};
+}
+
+void control_socket::accept_client() {
+    auto c = std::make_shared<client>();
+    c->fd.reset(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!c->fd || clients_.size() == max_clients)
+        return;
+    clients_[c->fd.get()] = c;
+    loop_.add(c->fd.get(), EPOLLIN, [this, c](uint32_t events) { serve(c, events); });
+}
+
+void control_socket::close(const std::shared_ptr<client>& c) {
+    if (!c->fd)
+        return;
+    loop_.remove(c->fd.get());
+    clients_.erase(c->fd.get());
+    c->fd.reset();
+}
+
+void control_socket::serve(const std::shared_ptr<client>& c, uint32_t events) {
+    if (events & EPOLLOUT)
+        send(c);
+    if (!c->fd || !(events & (EPOLLIN | EPOLLHUP | EPOLLERR)))
+        return;
+    std::array<char, 65536> buffer; // NOLINT: filled by the call
+    const ssize_t n = recv(c->fd.get(), buffer.data(), buffer.size(), 0);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (n <= 0)
+        return close(c);
+    c->in.append(buffer.data(), size_t(n));
+    handle_lines(c);
+}
+
+void control_socket::handle_lines(const std::shared_ptr<client>& c) {
+    while (c->fd && !c->waiting) {
+        const size_t end = c->in.find('\n');
+        if (end == std::string::npos) {
+            if (c->in.size() > max_line) {
+                reply(c, failure("request longer than 1 MiB"));
+                close(c);
+            }
+            return;
+        }
+        const std::string line = c->in.substr(0, end);
+        c->in.erase(0, end + 1);
+        handle(c, line);
+    }
+}
+
+void control_socket::handle(const std::shared_ptr<client>& c, const std::string& line) {
+    c->waiting = true;
+    const json request = json::parse(line, nullptr, false);
+    if (!request.is_object())
+        return reply(c, failure("a request is one JSON object on one line"));
+    try {
+        dispatch(c, request);
+    } catch (const request_error& e) {
+        reply(c, failure(e.text));
+    } catch (const json::exception& e) {
+        reply(c, failure(e.what()));
+    }
+}
+
+void control_socket::dispatch(const std::shared_ptr<client>& c, const json& request) {
+    const auto op = key<std::string>(request, "op", "a string", &json::is_string);
+    const auto finish = [this, c](result<void> ok) {
+        reply(c, ok ? success(nullptr) : failure(ok.failure().text));
+    };
+    if (op == "disk_list") {
+        allow_keys(request, {"op"});
+        json list = json::array();
+        for (const auto& d : server_.disks())
+            list.push_back(disk_entry(*d));
+        return reply(c, success(list));
+    }
+    if (op == "disk_add") {
+        std::optional<target_config> file;
+        auto parsed = parse_disk(request, file);
+        if (!parsed)
+            return reply(c, failure(parsed.failure().text));
+        auto added = server_.add_disk(*parsed, file ? &*file : nullptr);
+        return reply(c, added ? success(disk_entry(**added)) : failure(added.failure().text));
+    }
+    if (op == "disk_rm") {
+        allow_keys(request, {"op", "name", "force"});
+        const bool force =
+            request.contains("force") && key<bool>(request, "force", "a boolean", &json::is_boolean);
+        const auto name = key<std::string>(request, "name", "a string", &json::is_string);
+        return server_.remove_disk(name, force, finish);
+    }
+    if (op == "disk_resize") {
+        allow_keys(request, {"op", "name", "size"});
+        const auto name = key<std::string>(request, "name", "a string", &json::is_string);
+        const auto bytes =
+            key<uint64_t>(request, "size", "a number of bytes", &json::is_number_unsigned);
+        return server_.resize_disk(name, bytes, finish);
+    }
+    if (op == "stats") {
+        allow_keys(request, {"op", "name"});
+        std::string only;
+        if (request.contains("name"))
+            only = key<std::string>(request, "name", "a string", &json::is_string);
+        if (!only.empty() && !server_.find(only))
+            return reply(c, failure("disk " + only + " does not exist"));
+        return reply(c, success(stats(only)));
+    }
+    reply(c, failure("op: " + op + " is unknown (known: disk_list, disk_add, disk_rm, "
+                     "disk_resize, stats)"));
+}
+
+json control_socket::disk_entry(const disk& d) const {
+    json targets = json::array();
+    for (const target* t : d.layout().targets)
+        targets.push_back(t->name);
+    return {{"name", d.settings().name},
+            {"size", d.layout().bytes},
+            {"read_only", d.settings().read_only},
+            {"queues", d.settings().queues},
+            {"queue_size", d.settings().queue_size},
+            {"chunk_size", 1ull << d.layout().chunk_shift},
+            {"socket", d.socket()},
+            {"connected", d.connected()},
+            {"queues_running", d.queues_running()},
+            {"pollers", d.poller_cpus()},
+            {"targets", targets}};
+}
+
+json control_socket::stats(const std::string& only) const {
+    json disks = json::array(), pollers = json::array();
+    for (const auto& d : server_.disks())
+        if (only.empty() || d->settings().name == only)
+            disks.push_back({{"name", d->settings().name}, {"ops", disk_figures(d->stats())}});
+    for (const auto& p : server_.pollers()) {
+        const poller_stats& s = p->stats();
+        pollers.push_back({{"cpu", p->cpu()},
+                           {"requests", s.requests.load(std::memory_order_relaxed)},
+                           {"wakeups", s.wakeups.load(std::memory_order_relaxed)},
+                           {"sleeps", s.sleeps.load(std::memory_order_relaxed)},
+                           {"busy_ns", s.busy_ns.load(std::memory_order_relaxed)}});
+    }
+    return {{"disks", disks}, {"pollers", pollers}};
+}
+
+void control_socket::reply(const std::shared_ptr<client>& c, const json& value) {
+    if (!c->fd)
+        return;
+    // Names in errors come from clients: whatever bytes they hold, the reply is JSON.
+    c->out += value.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
+    c->waiting = false;
+    send(c);
+    // What came behind a request that had to wait.
+    loop_.post([this, c] {
+        if (c->fd)
+            handle_lines(c);
+    });
+}
+
+void control_socket::send(const std::shared_ptr<client>& c) {
+    const ssize_t n = ::send(c->fd.get(), c->out.data(), c->out.size(), MSG_NOSIGNAL);
+    if (n > 0)
+        c->out.erase(0, size_t(n));
+    else if (n < 0 && errno != EAGAIN && errno != EINTR)
+        return close(c);
+    // Who does not read replies is not read from either.
+    loop_.modify(c->fd.get(), c->out.empty() ? uint32_t{EPOLLIN} : uint32_t{EPOLLOUT});
+}
+
+} // namespace vql

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The control socket: one JSON object a line each way, for the vqlane command and for scripts.
+// Only root can connect (the socket's mode is 0600).
+#pragma once
+
+#include "base/event_loop.h"
+#include "base/fd.h"
+#include "base/result.h"
+#include "daemon/server.h"
+
+#include <map>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+namespace vql {
+
+class control_socket {
+  public:
+    control_socket(event_loop& loop, server& s) : loop_(loop), server_(s) {}
+    ~control_socket();
+
+    // Listen on RUN_DIR/control.sock. The run directory is locked by us: a socket there is a dead one.
+    result<void> listen(const std::string& run_dir);
+
+  private:
+    struct client {
+        unique_fd fd;
+        std::string in, out;
+        bool waiting = false; // a request is under way; the next is read after its reply
+    };
+
+    void accept_client();
+    void serve(const std::shared_ptr<client>& c, uint32_t events);
+    void handle_lines(const std::shared_ptr<client>& c);
+    void handle(const std::shared_ptr<client>& c, const std::string& line);
+    void dispatch(const std::shared_ptr<client>& c, const nlohmann::json& request);
+    void reply(const std::shared_ptr<client>& c, const nlohmann::json& value);
+    void send(const std::shared_ptr<client>& c);
+    void close(const std::shared_ptr<client>& c);
+
+    nlohmann::json disk_entry(const disk& d) const;
+    nlohmann::json stats(const std::string& only) const;
+
+    event_loop& loop_;
+    server& server_;
+    unique_fd listener_;
+    std::string path_;
+    std::map<int, std::shared_ptr<client>> clients_;
+};
+
+} // namespace vql

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "daemon/disk.h"
+
+#include "base/log.h"
+
+#include <algorithm>
+#include <span>
+
+namespace vql {
+
+disk::disk(const disk_config& c, const std::string& socket, uint32_t index, disk_services& services)
+    : config_(c), socket_(socket), index_(index), services_(services) {}
+
+result<std::unique_ptr<disk>> disk::create(const disk_config& c, const std::string& socket,
+                                           uint32_t index, disk_services& services) {
+    auto d = std::unique_ptr<disk>(new disk(c, socket, index, services));
+    if (auto ok = d->set_up(); !ok)
+        return ok.failure();
+    return d;
+}
+
+result<void> disk::set_up() {
+    auto v = plan_volume(config_, services_.targets);
+    if (!v)
+        return v.failure();
+    if (auto ok = services_.targets.add_claims(v->parts); !ok)
+        return ok;
+    volume_ = std::move(*v);
+    geometry_.id = config_.name;
+    geometry_.sectors = volume_.bytes >> VQL_SECTOR_SHIFT;
+    geometry_.block_bytes = volume_.block_bytes;
+    geometry_.read_only = config_.read_only;
+    geometry_.discard = volume_.discard;
+    geometry_.queues = config_.queues;
+    geometry_.queue_size = config_.queue_size;
+
+    auto stats = services_.maps.make_stats(config_.name, uint32_t(services_.pollers.size()));
+    if (!stats)
+        return stats.failure();
+    stats_ = std::move(*stats);
+    auto extents = services_.maps.make_extents(config_.name, index_, volume_.chunks());
+    if (!extents)
+        return extents.failure();
+    extents_ = std::move(*extents);
+
+    server_ = std::make_unique<vhost_user_server>(services_.loop, *this, config_.name);
+    for (uint32_t i = 0; i < config_.queues; i++) {
+        auto q = std::make_unique<served_queue>();
+        queues_.push_back(std::move(q));
+    }
+    apply_volume(volume_);
+    return server_->listen(socket_, config_.socket_mode);
+}
+
+disk::~disk() {
+    server_.reset();
+    services_.targets.remove_claims(config_.name);
+    stats_ = shared_array();
+    extents_ = shared_array();
+    services_.maps.forget_disk(config_.name, index_);
+}
+
+// Take @v for the disk, whose table fits it. No queue is running, or none is there yet.
+void disk::apply_volume(volume v) {
+    volume_ = std::move(v);
+    const auto words = std::span(reinterpret_cast<uint64_t*>(extents_.at(0)), extents_.entries());
+    write_extents(volume_, words);
+    table_ = {reinterpret_cast<const __u64*>(words.data()), volume_.chunks(), volume_.chunk_shift};
+    geometry_.sectors = volume_.bytes >> VQL_SECTOR_SHIFT;
+}
+
+void disk::close(std::function<void()> done) { server_->close(std::move(done)); }
+
+// Queues go round the pollers, each disk beginning one further on.
+poller& disk::poller_of(const virtqueue& q) const {
+    return *services_.pollers[(index_ + q.index) % services_.pollers.size()];
+}
+
+std::vector<int> disk::poller_cpus() const {
+    std::vector<int> cpus;
+    const size_t n = std::min<size_t>(config_.queues, services_.pollers.size());
+    for (size_t i = 0; i < n; i++)
+        cpus.push_back(services_.pollers[(index_ + i) % services_.pollers.size()]->cpu());
+    return cpus;
+}
+
+void disk::start_queue(virtqueue& vq) {
+    served_queue& q = *queues_[vq.index];
+    poller& p = poller_of(vq);
+    q.vq = &vq;
+    q.table = table_;
+    q.targets = volume_.targets;
+    q.stats = reinterpret_cast<vql_disk_stats*>(stats_.at(p.index()));
+    q.broken = [this, &vq] { server_->queue_broken(vq); };
+    p.post([&p, &q] { p.add_queue(q); });
+}
+
+void disk::stop_queue(virtqueue& vq, std::function<void()> done) {
+    served_queue& q = *queues_[vq.index];
+    poller& p = poller_of(vq);
+    p.post([&p, &q, done = std::move(done)]() mutable { p.remove_queue(q, std::move(done)); });
+}
+
+void disk::with_queue(virtqueue& q, std::function<void()> fn) { poller_of(q).post(std::move(fn)); }
+
+// Pinned memory saves the kernel a look-up of pages in each request, at the price of all of it being
+// resident: by default only where it is anyway, in huge pages.
+void disk::memory_mapped(guest_memory& m) {
+    if (services_.registration == memory_registration::never)
+        return;
+    const auto& regions = m.regions();
+    for (size_t i = 0; i < regions.size(); i++) {
+        if (services_.registration == memory_registration::automatic && !m.huge(i))
+            continue;
+        registered_.push_back(regions[i].host);
+        for (auto& p : services_.pollers)
+            p->post([p = p.get(), r = regions[i]] { p->add_memory(r.host, r.bytes); });
+    }
+}
+
+void disk::memory_unmapped(guest_memory&, std::function<void()> done) {
+    if (registered_.empty())
+        return services_.loop.post(std::move(done));
+    auto left = std::make_shared<size_t>(services_.pollers.size());
+    for (auto& p : services_.pollers) {
+        p->post([this, p = p.get(), bases = registered_, left, done] {
+            for (uint8_t* base : bases)
+                p->remove_memory(base);
+            services_.loop.post([left, done] {
+                if (--*left == 0)
+                    done();
+            });
+        });
+    }
+    registered_.clear();
+}
+
+vql_disk_stats disk::stats() const {
+    vql_disk_stats sum{};
+    constexpr size_t words = sizeof(sum) / sizeof(__u64);
+    auto* to = reinterpret_cast<__u64*>(&sum);
+    for (uint32_t p = 0; p < stats_.entries(); p++) {
+        const auto* from = reinterpret_cast<const __u64*>(stats_.at(p));
+        for (size_t i = 0; i < words; i++)
+            to[i] += vql_read_once(&from[i]);
+    }
+    // All words are sums but the maxima.
+    for (int op = 0; op < VQL_OP_COUNT; op++) {
+        sum.op[op].max_ns = 0;
+        for (uint32_t p = 0; p < stats_.entries(); p++) {
+            const auto* s = reinterpret_cast<const vql_disk_stats*>(stats_.at(p));
+            sum.op[op].max_ns = std::max(sum.op[op].max_ns, vql_read_once(&s->op[op].max_ns));
+        }
+    }
+    return sum;
+}
+
+result<volume> disk::grown_volume(uint64_t bytes) {
+    disk_config c = config_;
+    c.bytes = bytes;
+    c.chunk_bytes = 1ull << volume_.chunk_shift; // the table's words keep their meaning
+    const bool whole = c.extents.size() == 1 && c.extents[0].offset == 0 && !c.extents[0].length;
+    if (whole) {
+        auto usable = grow_target(*volume_.targets[0], bytes);
+        if (!usable)
+            return error{"disk " + c.name + ": " + usable.failure().text};
+    }
+    auto v = plan_volume(c, services_.targets);
+    if (!v)
+        return v;
+    services_.targets.remove_claims(c.name);
+    if (auto ok = services_.targets.add_claims(v->parts); !ok) {
+        [[maybe_unused]] auto back = services_.targets.add_claims(volume_.parts);
+        return ok.failure();
+    }
+    return v;
+}
+
+void disk::resize(uint64_t bytes, std::function<void(result<void>)> done) {
+    if (bytes < volume_.bytes)
+        return done(error{"disk " + config_.name + ": cannot shrink from " +
+                          std::to_string(volume_.bytes) + " to " + std::to_string(bytes) +
+                          " bytes (its guest may have data there)"});
+    if (bytes % volume_.block_bytes)
+        return done(error{"disk " + config_.name + ": size is not a multiple of its blocks of " +
+                          std::to_string(volume_.block_bytes) + " bytes"});
+    auto v = grown_volume(bytes);
+    if (!v)
+        return done(v.failure());
+    auto extents = services_.maps.make_extents(config_.name, index_, v->chunks());
+    if (!extents)
+        return done(extents.failure());
+    // The queues stand still while table and capacity change under them.
+    auto held_volume = std::make_shared<volume>(std::move(*v));
+    auto held_extents = std::make_shared<shared_array>(std::move(*extents));
+    server_->geometry_changes([this, held_volume, held_extents, bytes, done] {
+        extents_.disown();
+        std::swap(extents_, *held_extents);
+        apply_volume(std::move(*held_volume));
+        config_.bytes = bytes;
+        done({});
+    });
+}
+
+} // namespace vql

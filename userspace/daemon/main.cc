@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// vqlaned: command line, signals, readiness.
+#include "base/event_loop.h"
+#include "base/log.h"
+#include "daemon/config.h"
+#include "daemon/control.h"
+#include "daemon/server.h"
+
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <nlohmann/json.hpp>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <systemd/sd-daemon.h>
+
+namespace vql {
+
+namespace {
+
+struct flags {
+    std::string config_path = "/etc/vqlane/vqlaned.toml";
+    bool check = false;
+    nlohmann::json daemon = nlohmann::json::object(); // over the keys of [daemon]
+};
+
+// Exits on --help and on a wrong command line (2).
+flags parse_flags(int argc, char** argv) {
+    flags f;
+    std::string run_dir, bpf_dir, bpf, spin, level, registration;
+    std::vector<int> pollers;
+    CLI::App app{"vqlaned serves virtual disks to KVM guests. See vqlane(1) for the command that "
+                 "steers it."};
+    app.add_option("--config", f.config_path, "configuration file")->capture_default_str();
+    app.add_option("--run-dir", run_dir, "folder for sockets");
+    app.add_option("--bpf-dir", bpf_dir, "folder for pinned BPF maps, on a BPF file system");
+    app.add_option("--bpf", bpf, "auto, required or off");
+    app.add_option("--pollers", pollers, "CPU numbers, one poller on each")->delimiter(',');
+    app.add_option("--spin", spin, "always, or microseconds to poll after the last work");
+    app.add_option("--register-memory", registration, "auto, always or never");
+    app.add_option("--log-level", level, "error, warning, info or debug");
+    app.add_flag("--check", f.check, "only read and check the configuration");
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::ParseError& e) {
+        std::exit(app.exit(e) ? 2 : 0);
+    }
+    const auto set = [&](const char* key, const std::string& value) {
+        if (!value.empty())
+            f.daemon[key] = value;
+    };
+    set("run_dir", run_dir);
+    set("bpf_dir", bpf_dir);
+    set("bpf", bpf);
+    set("log_level", level);
+    set("register_memory", registration);
+    if (!pollers.empty())
+        f.daemon["pollers"] = pollers;
+    if (!spin.empty() && spin.find_first_not_of("0123456789") == std::string::npos &&
+        spin.size() < 10)
+        f.daemon["spin_us"] = std::stoul(spin);
+    else
+        set("spin", spin);
+    return f;
+}
+
+result<void> serve(const config& c) {
+    event_loop loop;
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGINT);
+    // Before any thread starts, so that all inherit it and the loop alone gets them.
+    sigprocmask(SIG_BLOCK, &signals, nullptr);
+    signal(SIGPIPE, SIG_IGN);
+
+    server s(loop, c);
+    if (auto ok = s.start(); !ok)
+        return ok;
+    control_socket control(loop, s);
+    if (auto ok = control.listen(c.run_dir); !ok)
+        return ok;
+
+    unique_fd signal_fd(signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
+    bool stopping = false;
+    loop.add(signal_fd.get(), EPOLLIN, [&](uint32_t) {
+        signalfd_siginfo info{};
+        if (::read(signal_fd.get(), &info, sizeof(info)) != sizeof(info) || stopping)
+            return;
+        stopping = true;
+        log_info("stopping: waiting for what is in flight");
+        sd_notify(0, "STOPPING=1");
+        s.stop([&] { loop.stop(); });
+    });
+    log_info("ready: " + std::to_string(s.disks().size()) + " disks, " +
+             std::to_string(s.pollers().size()) + " pollers");
+    sd_notify(0, "READY=1");
+    loop.run();
+    loop.remove(signal_fd.get());
+    return {};
+}
+
+int run(int argc, char** argv) {
+    const flags f = parse_flags(argc, argv);
+    auto c = load_config(f.config_path);
+    if (!c) {
+        log_error(c.failure().text);
+        return 1;
+    }
+    if (auto ok = override_daemon(f.daemon, *c); !ok) {
+        log_error("command line: " + ok.failure().text);
+        return 1;
+    }
+    if (f.check) {
+        std::printf("%s: ok\n", f.config_path.c_str());
+        return 0;
+    }
+    set_log_level(c->level);
+    if (auto ok = serve(*c); !ok) {
+        log_error(ok.failure().text);
+        return 1;
+    }
+    return 0;
+}
+
+} // namespace
+
+} // namespace vql
+
+int main(int argc, char** argv) {
+    try {
+        return vql::run(argc, argv);
+    } catch (const std::exception& e) { // out of memory, out of descriptors at start
+        vql::log_error(e.what());
+        return 1;
+    }
+}

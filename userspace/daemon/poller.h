@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The poll lane: one thread on one CPU that serves virtqueues. One round is:
+//
+//   mailbox → completions → for each busy queue: fetch, validate, remap, submit
+//           → answer what is done, publish, interrupt → hand new work to the kernel
+//
+// A queue without work for a while asks its driver for kicks and leaves the round, so that idle
+// queues cost nothing; when all have left, the thread sleeps in one io_uring wait for kicks,
+// completions and its mailbox.
+//
+// Nothing in a round allocates, locks or logs. The mailbox is the control path's way in.
+#pragma once
+
+#include "base/event_loop.h"
+#include "base/fd.h"
+#include "base/result.h"
+#include "daemon/targets.h"
+#include "engine/null.h"
+#include "engine/uring.h"
+#include "frontend/virtqueue.h"
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <liburing.h>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+#include <vqlane/blk.h>
+#include <vqlane/remap.h>
+#include <vqlane/stats.h>
+
+namespace vql {
+
+// A virtqueue with all its poller needs to serve it. Made and destroyed by the disk; in between,
+// from poller::add_queue() until remove_queue() is done, the poller's alone.
+struct served_queue {
+    virtqueue* vq = nullptr;
+    vql_extent_table table{};
+    std::vector<target*> targets; // what a flush reaches
+    vql_disk_stats* stats = nullptr;
+    std::function<void()> broken; // posted to the control thread when the driver breaks the ring
+
+    // busy: in the round. idle: waits for a kick, or is broken. draining: leaves when all is answered.
+    enum class state : uint8_t { detached, busy, idle, draining };
+    state now = state::detached;
+    bool to_publish = false; // used entries were pushed in this round
+    bool kick_armed = false; // a multishot poll on the kick eventfd is out
+    uint32_t in_flight = 0;
+    size_t resubmitted = 0;  // of vq->resubmit
+    uint64_t last_work_ns = 0;
+    std::function<void()> drained; // posted when draining ends
+};
+
+// A request under way.
+struct alignas(64) request {
+    vql_io io;
+    vql_blk_answer answer;
+    served_queue* queue;
+    uint64_t start_ns;
+    // What is not submitted yet.
+    uint64_t sector;
+    uint64_t left; // bytes; FLUSH: targets
+    const vql_seg* seg;
+    uint32_t nsegs;
+    uint16_t head;
+    uint16_t parts; // pieces in flight
+    uint64_t skip; // bytes of *seg already submitted
+    request* next; // free list, or the list of those waiting for room
+    bool waiting;  // in the latter
+    vql_chain chain;
+};
+
+struct poller_stats { // written by the poller, read by anyone
+    std::atomic<uint64_t> requests{0};
+    std::atomic<uint64_t> wakeups{0}; // kicks that ended an idle queue's rest
+    std::atomic<uint64_t> sleeps{0};
+    std::atomic<uint64_t> busy_ns{0}; // time in rounds that had work
+};
+
+class poller {
+  public:
+    struct options {
+        int cpu;
+        uint32_t index;
+        uint64_t spin_ns;
+        bool spin_always;
+    };
+
+    // Start the thread. Fails when the CPU is not ours or io_uring is not to be had.
+    static result<std::unique_ptr<poller>> start(const options& o, event_loop& loop,
+                                                 const target_table& targets);
+    // Ends the thread; all queues were removed before.
+    ~poller();
+
+    int cpu() const { return options_.cpu; }
+    uint32_t index() const { return options_.index; }
+    const poller_stats& stats() const { return stats_; }
+
+    // Run @fn on the poller's thread, between two rounds. From any thread; in order.
+    void post(std::function<void()> fn);
+
+    // The rest: on the poller's thread, by post().
+    void add_queue(served_queue& q);
+    // Take no more from @q, answer what is in flight, then post @drained to the control thread.
+    void remove_queue(served_queue& q, std::function<void()> drained);
+    void add_target(const target& t) { uring_.add_target(t); }
+    void remove_target(const target& t) { uring_.remove_target(t); }
+    void add_memory(uint8_t* base, uint64_t bytes);
+    void remove_memory(uint8_t* base);
+
+  private:
+    poller(const options& o, event_loop& loop, const target_table& targets);
+    result<void> set_up();
+    void run();
+    bool run_mailbox();
+    bool reap();
+    bool retry_waiting();
+    bool poll_queue(served_queue& q, uint64_t now);
+    request* allocate();
+    void release(request& r);
+    bool take(served_queue& q, uint16_t head, uint64_t now);
+    void break_ring(served_queue& q, int error);
+    void submit(request& r);
+    void submit_flush(request& r);
+    bool submit_piece(request& r, target& t, uint64_t offset, uint64_t bytes);
+    void advance(request& r, uint64_t bytes);
+    void wait_for_room(request& r);
+    void answer_done();
+    void answer(request& r, uint64_t now);
+    void log_writes(served_queue& q, request& r);
+    void publish(served_queue& q);
+    void rest_idle(uint64_t now);
+    void wake(served_queue& q);
+    void arm_kick(served_queue& q);
+    void check_drained(served_queue& q);
+    void sleep();
+    int16_t buffer_of(const void* base, uint64_t bytes) const;
+
+    struct pinned { // a part of a memory region, registered with the ring
+        uint8_t* base;
+        uint64_t bytes;
+        int16_t buffer;
+        uint8_t* region;
+    };
+
+    const options options_;
+    event_loop& loop_;
+    const target_table& targets_;
+    poller_stats stats_;
+    io_uring ring_{};
+    bool ring_open_ = false;
+    uring_engine uring_;
+
+    mapping requests_;
+    request* free_ = nullptr; // used before; those past fresh_ never were, and cost no memory
+    size_t fresh_ = 0;
+    request* waiting_head_ = nullptr;
+    request* waiting_tail_ = nullptr;
+    std::vector<request*> done_;
+    std::vector<served_queue*> busy_;
+    std::vector<served_queue*> to_publish_;
+    size_t queues_ = 0; // added and not removed
+    std::vector<pinned> memory_;
+    bool broke_ = false; // a busy queue's ring broke in this round
+    size_t first_ = 0; // the busy queue whose turn it is to go first
+
+    unique_fd wake_;
+    std::mutex mutex_; // guards mailbox_
+    std::vector<std::function<void()>> mailbox_;
+    std::atomic<bool> mail_{false}; // mailbox_ may hold something
+    bool stopping_ = false;
+    std::thread thread_;
+};
+
+} // namespace vql

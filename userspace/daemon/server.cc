@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "daemon/server.h"
+
+#include "base/log.h"
+#include "frontend/guest_memory.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+namespace vql {
+
+namespace {
+
+int last_allowed_cpu() {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    sched_getaffinity(0, sizeof(set), &set);
+    int last = 0;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(size_t(cpu), &set))
+            last = cpu;
+    return last;
+}
+
+// Descriptors: three eventfds a queue, and the rings' tables of files. What the hard limit allows.
+void raise_limits() {
+    rlimit l{};
+    if (getrlimit(RLIMIT_NOFILE, &l) == 0 && l.rlim_cur < l.rlim_max) {
+        l.rlim_cur = l.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &l);
+    }
+}
+
+} // namespace
+
+server::~server() {
+    disks_.clear(); // before the pollers that serve them and the maps they are in
+    pollers_.clear();
+}
+
+result<void> server::start() {
+    raise_limits();
+    if (auto ok = lock_run_dir(); !ok)
+        return ok;
+    if (auto ok = guard_guest_memory(); !ok)
+        return ok;
+    auto maps = bpf_maps::open(config_.bpf_dir, config_.bpf);
+    if (!maps)
+        return maps.failure();
+    maps_ = std::move(*maps);
+    if (auto ok = start_pollers(); !ok)
+        return ok;
+    services_ = std::make_unique<disk_services>(
+        disk_services{loop_, targets_, *maps_, pollers_, config_.register_memory});
+    for (const target_config& t : config_.targets)
+        if (auto opened = open_target(t); !opened)
+            return opened.failure();
+    for (const disk_config& d : config_.disks)
+        if (auto added = add_disk(d); !added)
+            return added.failure();
+    loop_.every_second([this] { once_a_second(); });
+    return {};
+}
+
+result<void> server::lock_run_dir() {
+    const std::string& dir = config_.run_dir;
+    if (mkdir(dir.c_str(), 0755) < 0 && errno != EEXIST)
+        return errno_error(dir, errno);
+    const std::string path = dir + "/vqlaned.lock";
+    lock_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    if (!lock_)
+        return errno_error(path, errno);
+    if (flock(lock_.get(), LOCK_EX | LOCK_NB) < 0)
+        return error{dir + " is in use by another vqlaned (give this one its own --run-dir)"};
+    return {};
+}
+
+result<void> server::start_pollers() {
+    if (config_.pollers.empty())
+        config_.pollers.push_back(last_allowed_cpu());
+    for (int cpu : config_.pollers) {
+        const poller::options o{cpu, uint32_t(pollers_.size()), uint64_t{config_.spin_us} * 1000,
+                                config_.spin_always};
+        auto p = poller::start(o, loop_, targets_.table());
+        if (!p)
+            return p.failure();
+        pollers_.push_back(std::move(*p));
+    }
+    return {};
+}
+
+result<target*> server::open_target(const target_config& c) {
+    auto t = targets_.open(c);
+    if (!t)
+        return t;
+    target* opened = *t;
+    if (opened->kind == target_kind::uring && !opened->direct)
+        log_info("target " + c.name + ": " + c.path +
+                 " does not take O_DIRECT in blocks of 512 bytes; going through the page cache");
+    for (auto& p : pollers_)
+        p->post([p = p.get(), opened] { p->add_target(*opened); });
+    return opened;
+}
+
+// The pollers hold the file in their tables: it is closed when the last has let go of it.
+void server::close_target(target& t) {
+    auto left = std::make_shared<size_t>(pollers_.size());
+    for (auto& p : pollers_) {
+        p->post([this, p = p.get(), &t, left] {
+            p->remove_target(t);
+            loop_.post([this, &t, left] {
+                if (--*left == 0)
+                    targets_.close(t);
+            });
+        });
+    }
+}
+
+disk* server::find(const std::string& name) const {
+    for (const auto& d : disks_)
+        if (d->settings().name == name)
+            return d.get();
+    return nullptr;
+}
+
+result<disk*> server::add_disk(const disk_config& c, const target_config* file_target) {
+    if (find(c.name))
+        return error{"disk " + c.name + " exists already"};
+    auto socket = disk_socket(config_.run_dir, c);
+    if (!socket)
+        return socket.failure();
+    uint32_t index = 0;
+    const auto taken = [&] {
+        return std::any_of(disks_.begin(), disks_.end(),
+                           [&](const auto& d) { return d->index() == index; });
+    };
+    while (taken())
+        index++;
+    if (index >= VQL_MAX_DISKS)
+        return error{"more than " + std::to_string(VQL_MAX_DISKS) + " disks"};
+
+    target* own = nullptr;
+    if (file_target && !targets_.find(file_target->name)) {
+        auto opened = open_target(*file_target);
+        if (!opened)
+            return opened.failure();
+        own = *opened;
+    }
+    auto d = disk::create(c, *socket, index, services());
+    if (!d) {
+        if (own)
+            close_target(*own);
+        return d.failure();
+    }
+    disks_.push_back(std::move(*d));
+    log_info("disk " + c.name + ": listening on " + *socket);
+    return disks_.back().get();
+}
+
+void server::remove_disk(const std::string& name, bool force, completion done) {
+    disk* d = find(name);
+    if (!d)
+        return done(error{"disk " + name + " does not exist"});
+    if (std::find(leaving_.begin(), leaving_.end(), name) != leaving_.end())
+        return done(error{"disk " + name + " is being removed already"});
+    if (d->connected() && !force)
+        return done(error{"disk " + name + " has a guest connected; detach it there first, or "
+                          "remove the disk with --force"});
+    leaving_.push_back(name);
+    d->close([this, d, name, done] {
+        std::vector<target*> files;
+        for (target* t : d->layout().targets)
+            if (t->name.starts_with("file:"))
+                files.push_back(t);
+        std::erase_if(disks_, [&](const auto& p) { return p.get() == d; });
+        std::erase(leaving_, name);
+        for (target* t : files)
+            if (!targets_.claimed(*t))
+                close_target(*t);
+        log_info("disk " + name + ": removed");
+        done({});
+    });
+}
+
+void server::resize_disk(const std::string& name, uint64_t bytes, completion done) {
+    disk* d = find(name);
+    if (!d)
+        return done(error{"disk " + name + " does not exist"});
+    d->resize(bytes, [name, bytes, done](result<void> ok) {
+        if (ok)
+            log_info("disk " + name + ": resized to " + std::to_string(bytes) + " bytes");
+        done(std::move(ok));
+    });
+}
+
+void server::stop(std::function<void()> done) {
+    auto left = std::make_shared<size_t>(disks_.size());
+    if (disks_.empty())
+        return done();
+    for (auto& d : disks_)
+        d->close([left, done] {
+            if (--*left == 0)
+                done();
+        });
+}
+
+void server::once_a_second() {
+    targets_.report_errors();
+    if (!guard_trips()) // nobody ever took memory away from us
+        return;
+    for (auto& d : disks_)
+        d->check_memory();
+}
+
+} // namespace vql

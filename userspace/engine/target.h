@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Where bytes rest: a regular file, a block device, or nothing (null).
+#pragma once
+
+#include "base/fd.h"
+#include "base/result.h"
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace vql {
+
+enum class target_kind : uint8_t { null, uring };
+
+// Immutable once published to the pollers, but for bytes (grows, control thread only) and the
+// atomics, which any poller may clear when the kernel turns out not to support an operation.
+struct target {
+    std::string name;
+    target_kind kind = target_kind::null;
+    uint32_t id = 0;          // index in extent words and in the registered files of each poller
+    uint64_t bytes = 0;       // usable size, a multiple of block_bytes
+    uint32_t block_bytes = 512; // logical block: 512 or 4096
+    uint32_t memory_align = 512; // what O_DIRECT wants of buffer addresses, a power of two
+    bool direct = false;      // opened with O_DIRECT
+    bool block_device = false;
+    bool read_only = false;   // could be opened for reading only
+    bool discard = false;     // discard gives space back
+    std::string path;
+    unique_fd fd;
+    std::atomic<bool> zero_range{true}; // FALLOC_FL_ZERO_RANGE works
+    std::atomic<bool> punch_hole{true}; // FALLOC_FL_PUNCH_HOLE works
+    std::atomic<bool> bdev_discard{true}; // BLOCK_URING_CMD_DISCARD works
+
+    // What storage refused: written by pollers, told to the operator by the control thread.
+    std::atomic<uint64_t> errors{0};
+    std::atomic<int> last_errno{0};
+    std::atomic<uint8_t> last_error_op{0}; // enum vql_op
+    std::atomic<uint64_t> last_error_offset{0};
+};
+
+std::unique_ptr<target> make_null_target(std::string name, uint64_t bytes);
+
+// Open the file or block device at @path, for this process alone (flock, and O_EXCL on a block
+// device), with O_DIRECT where it can. Errors say who else may hold it, or how to make it.
+result<std::unique_ptr<target>> open_uring_target(std::string name, const std::string& path);
+
+// Look again how large the target is (it may have grown); with @want larger than a regular file,
+// extend it (sparse). Returns the usable size.
+result<uint64_t> grow_target(target& t, uint64_t want);
+
+} // namespace vql

@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The session: sockets, and the order in which queues stop and run. What each message means is in
+// vhost_user_messages.cc.
+#include "frontend/vhost_user.h"
+
+#include "base/log.h"
+
+#include <array>
+#include <cerrno>
+#include <linux/virtio_config.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+namespace vql {
+
+using namespace vhost_user;
+
+vhost_user_server::vhost_user_server(event_loop& loop, queue_host& host, std::string name)
+    : loop_(loop), host_(host), name_(std::move(name)) {
+    for (uint32_t i = 0; i < host_.geometry().queues; i++) {
+        rings_.push_back(std::make_unique<ring_state>());
+        rings_.back()->vq.index = i;
+    }
+}
+
+vhost_user_server::~vhost_user_server() {
+    if (listening_) {
+        loop_.remove(listener_.get());
+        unlink(path_.c_str());
+    }
+    if (client_)
+        loop_.remove(client_.get());
+}
+
+namespace {
+
+// Is someone listening at @path? A dead daemon's socket refuses.
+bool socket_alive(const sockaddr_un& addr) {
+    unique_fd probe(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    return connect(probe.get(), reinterpret_cast<const sockaddr*>(&addr), sizeof(addr)) == 0 ||
+           errno != ECONNREFUSED;
+}
+
+} // namespace
+
+result<void> vhost_user_server::listen(const std::string& path, uint32_t mode) {
+    sockaddr_un addr{};
+    addr.sun_family = AF_UNIX;
+    if (path.size() >= sizeof(addr.sun_path))
+        return error{path + ": socket path longer than 107 bytes"};
+    std::memcpy(addr.sun_path, path.c_str(), path.size() + 1);
+
+    struct stat st {};
+    if (lstat(path.c_str(), &st) == 0) {
+        if (!S_ISSOCK(st.st_mode))
+            return error{path + ": exists and is not a socket; remove it or choose another path"};
+        if (socket_alive(addr))
+            return error{path + ": another process listens there"};
+        unlink(path.c_str());
+    }
+    listener_.reset(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (!listener_)
+        return errno_error("socket", errno);
+    // Nobody can connect before listen(), so there is no moment with a wider mode.
+    if (bind(listener_.get(), reinterpret_cast<sockaddr*>(&addr), sizeof(addr)) < 0)
+        return errno_error(path, errno);
+    path_ = path;
+    if (chmod(path.c_str(), mode) < 0 || ::listen(listener_.get(), 4) < 0)
+        return errno_error(path, errno);
+    loop_.add(listener_.get(), EPOLLIN, [this](uint32_t) { accept_client(); });
+    listening_ = true;
+    return {};
+}
+
+void vhost_user_server::accept_client() {
+    client_.reset(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!client_)
+        return;
+    // One at a time: the next one waits in the backlog until this one has gone.
+    loop_.modify(listener_.get(), 0);
+    log_debug("disk " + name_ + ": client connected");
+    reader_ = message_reader();
+    // Edge-triggered: while busy we do not read, and when no longer busy we look by ourselves.
+    loop_.add(client_.get(), EPOLLIN | EPOLLRDHUP | EPOLLET, [this](uint32_t) { read_messages(); });
+}
+
+uint32_t vhost_user_server::queues_running() const {
+    uint32_t n = 0;
+    for (const auto& r : rings_)
+        n += r->running;
+    return n;
+}
+
+namespace {
+
+struct received {
+    ssize_t bytes;
+    std::vector<unique_fd> fds;
+    bool truncated;
+};
+
+received receive(int fd, std::span<uint8_t> into) {
+    alignas(cmsghdr) std::array<uint8_t, CMSG_SPACE(16 * sizeof(int))> control{};
+    iovec iov = {into.data(), into.size()};
+    msghdr msg{};
+    msg.msg_iov = &iov;
+    msg.msg_iovlen = 1;
+    msg.msg_control = control.data();
+    msg.msg_controllen = control.size();
+    received r{recvmsg(fd, &msg, MSG_CMSG_CLOEXEC), {}, false};
+    if (r.bytes < 0)
+        return r;
+    r.truncated = msg.msg_flags & MSG_CTRUNC;
+    for (cmsghdr* c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        const size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < n; i++) {
+            int received_fd = -1;
+            std::memcpy(&received_fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+            r.fds.emplace_back(received_fd);
+        }
+    }
+    return r;
+}
+
+} // namespace
+
+void vhost_user_server::read_messages() {
+    while (client_ && !busy_) {
+        received r = receive(client_.get(), reader_.want());
+        if (r.bytes < 0) {
+            if (errno == EAGAIN || errno == EINTR)
+                return;
+            return drop(std::strerror(errno));
+        }
+        if (r.bytes == 0)
+            return drop("");
+        if (r.truncated)
+            return drop("too many file descriptors in a message");
+        reader_.got(size_t(r.bytes), std::move(r.fds));
+        if (reader_.error())
+            return drop(reader_.error());
+        if (reader_.complete())
+            handle(reader_.take());
+    }
+}
+
+void vhost_user_server::handle(message m) {
+    if (const char* wrong = check_message(m))
+        return drop(std::string(request_name(m.head.request)) + ": " + wrong);
+    auto rings = rings_to_stop(m);
+    if (!memory_message(m.head.request) && rings.empty())
+        return finish(m, apply(m));
+
+    // The message waits in the continuation until the queues it concerns stand still.
+    auto held = std::make_shared<message>(std::move(m));
+    stop_then(std::move(rings), [this, held] {
+        const auto go_on = [this, held] {
+            finish(*held, apply(*held));
+            read_messages();
+        };
+        if (!memory_message(held->head.request) || memory_.empty())
+            return go_on();
+        busy_ = true;
+        host_.memory_unmapped(memory_, [this, go_on] { idle_then(go_on); });
+    });
+}
+
+void vhost_user_server::finish(message& m, outcome o) {
+    const bool ack = m.need_reply() && (protocol_features_ & (1u << PROTOCOL_F_REPLY_ACK));
+
+    if (memory_message(m.head.request))
+        host_.memory_mapped(memory_);
+    if (!o.refusal.empty()) {
+        const std::string why = std::string(request_name(m.head.request)) + ": " + o.refusal;
+        if (!ack || o.has_reply)
+            return drop(why);
+        log_warning("disk " + name_ + ": " + why);
+    }
+    if (!o.has_reply && ack) {
+        o = reply(uint64_t{!o.refusal.empty()});
+    }
+    if (o.has_reply) {
+        header head{m.head.request, VERSION | FLAG_REPLY, uint32_t(o.reply.size())};
+        std::array<iovec, 2> iov = {{{&head, sizeof(head)}, {o.reply.data(), o.reply.size()}}};
+        alignas(cmsghdr) std::array<uint8_t, CMSG_SPACE(sizeof(int))> control{};
+        msghdr msg{};
+        msg.msg_iov = iov.data();
+        msg.msg_iovlen = 2;
+        unique_fd fd(o.reply_fd);
+        if (fd) {
+            msg.msg_control = control.data();
+            msg.msg_controllen = control.size();
+            cmsghdr* c = CMSG_FIRSTHDR(&msg);
+            c->cmsg_level = SOL_SOCKET;
+            c->cmsg_type = SCM_RIGHTS;
+            c->cmsg_len = CMSG_LEN(sizeof(int));
+            const int raw = fd.get();
+            std::memcpy(CMSG_DATA(c), &raw, sizeof(int));
+        }
+        const ssize_t n = sendmsg(client_.get(), &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n != ssize_t(sizeof(head) + o.reply.size()))
+            return drop("does not read its replies");
+    }
+    run_complete_rings();
+}
+
+// No longer busy: go on with @then, and with what came up meanwhile.
+void vhost_user_server::idle_then(const std::function<void()>& then) {
+    busy_ = false;
+    then();
+    while (!busy_ && !when_idle_.empty()) {
+        auto next = std::move(when_idle_.front());
+        when_idle_.erase(when_idle_.begin());
+        next();
+    }
+}
+
+void vhost_user_server::stop_then(std::vector<ring_state*> rings, std::function<void()> then) {
+    std::erase_if(rings, [](ring_state* r) { return !r->running; });
+    if (rings.empty())
+        return then();
+    busy_ = true;
+    auto left = std::make_shared<size_t>(rings.size());
+    for (ring_state* r : rings) {
+        host_.stop_queue(r->vq, [this, r, left, then] {
+            r->running = false;
+            r->base = r->vq.ring.next_avail;
+            if (--*left == 0)
+                idle_then(then);
+        });
+    }
+}
+
+// A ring runs when all it needs is there. This is the only place that starts one.
+void vhost_user_server::run_complete_rings() {
+    const bool needs_enable = features_ & (1ull << F_PROTOCOL_FEATURES);
+    for (auto& r : rings_) {
+        if (r->running || !client_ || !r->kick_set || !r->addr || !r->num || memory_.empty() ||
+            (needs_enable && !r->enabled) || r->vq.ring_error)
+            continue;
+        if (auto ok = prepare_ring(*r); !ok)
+            return drop("queue " + std::to_string(r->vq.index) + ": " + ok.failure().text);
+        r->running = true;
+        host_.start_queue(r->vq);
+    }
+}
+
+result<void> vhost_user_server::prepare_ring(ring_state& r) {
+    virtqueue& q = r.vq;
+    uint8_t* desc = memory_.from_vmm(r.addr->desc, vql_desc_bytes(r.num));
+    uint8_t* avail = memory_.from_vmm(r.addr->avail, vql_avail_bytes(r.num));
+    uint8_t* used = memory_.from_vmm(r.addr->used, vql_used_bytes(r.num));
+    if (!desc || !avail || !used)
+        return error{"ring lies outside guest memory"};
+    const auto misaligned = [](const uint8_t* p, uintptr_t to) {
+        return reinterpret_cast<uintptr_t>(p) % to != 0;
+    };
+    if (misaligned(desc, 16) || misaligned(avail, 2) || misaligned(used, 4))
+        return error{"ring is misaligned"};
+
+    q.ring = {};
+    q.ring.desc = reinterpret_cast<const vql_desc*>(desc);
+    q.ring.avail = reinterpret_cast<vql_avail*>(avail);
+    q.ring.used = reinterpret_cast<vql_used*>(used);
+    q.ring.num = uint16_t(r.num);
+    q.ring.event_idx = features_ & (1ull << 29);
+    q.ring.indirect = features_ & (1ull << 28);
+    q.ring.must_signal = true;
+    q.ring.next_avail = r.base;
+    q.ring.next_used = vql_load_acquire(&q.ring.used->idx);
+    q.ring.signalled = q.ring.next_used;
+    q.resubmit.clear();
+    q.inflight = inflight_ ? inflight_->queue(q.index) : inflight_queue();
+    if (q.inflight) {
+        if (q.inflight.num() < r.num)
+            return error{"in-flight region is smaller than the queue"};
+        // What was answered or is in flight was taken; the driver's index in the VMM may be older.
+        q.resubmit = q.inflight.recover(q.ring.next_used);
+        std::erase_if(q.resubmit, [&](uint16_t head) { return head >= r.num; });
+        q.ring.next_avail = uint16_t(q.ring.next_used + q.resubmit.size());
+    }
+    q.mem = memory_.view();
+    q.memory = &memory_;
+    q.disk = blk_disk(host_.geometry(), features_);
+    q.durable = blk_durable(features_, writeback_);
+    q.log = features_ & (1ull << F_LOG_ALL) ? log_.get() : nullptr;
+    q.log_used = r.addr->flags & VRING_F_LOG;
+    q.used_log_guest = r.addr->log;
+    return {};
+}
+
+void vhost_user_server::reset_rings() {
+    for (auto& r : rings_) {
+        r->kick_set = false;
+        r->enabled = false;
+        r->addr.reset();
+        r->base = 0;
+        r->vq.ring_error = 0;
+    }
+    status_ = 0;
+}
+
+void vhost_user_server::drop(const std::string& reason) {
+    if (!client_ || ending_)
+        return;
+    if (reason.empty())
+        log_debug("disk " + name_ + ": client disconnected");
+    else
+        log_warning("disk " + name_ + ": client dropped: " + reason);
+    client_gone([this] {
+        if (listening_)
+            loop_.modify(listener_.get(), EPOLLIN);
+    });
+}
+
+// Let the client go: stop everything, then forget it, then @then.
+void vhost_user_server::client_gone(std::function<void()> then) {
+    ending_ = true;
+    loop_.remove(client_.get());
+    shutdown(client_.get(), SHUT_RDWR);
+    stop_then(all_rings(), [this, then] {
+        busy_ = true;
+        host_.memory_unmapped(memory_, [this, then] {
+            idle_then([this, then] {
+                forget_client();
+                then();
+            });
+        });
+    });
+}
+
+void vhost_user_server::forget_client() {
+    reset_rings();
+    for (auto& r : rings_) {
+        r->num = 0;
+        r->vq.kick.reset();
+        r->vq.call.reset();
+        r->vq.err.reset();
+        r->vq.inflight = {};
+        r->vq.log = nullptr;
+    }
+    log_.reset();
+    inflight_.reset();
+    memory_.clear();
+    backend_req_.reset();
+    client_.reset();
+    features_ = 0;
+    protocol_features_ = 0;
+    writeback_ = true;
+    ending_ = false;
+}
+
+void vhost_user_server::close(std::function<void()> done) {
+    if (listening_) {
+        loop_.remove(listener_.get());
+        listening_ = false;
+        listener_.reset();
+        unlink(path_.c_str());
+    }
+    if (busy_)
+        when_idle_.push_back([this, done] { close(done); });
+    else if (client_)
+        client_gone([this, done] { loop_.post(done); });
+    else
+        loop_.post(done); // not from within: @done may destroy us
+}
+
+void vhost_user_server::queue_broken(virtqueue& q) {
+    if (ending_ || !client_)
+        return;
+    log_warning("disk " + name_ + " queue " + std::to_string(q.index) +
+                ": stopped: " + vql_ring_error_text(q.ring_error));
+    status_ |= VIRTIO_CONFIG_S_NEEDS_RESET;
+    if (q.err) {
+        const uint64_t one = 1;
+        [[maybe_unused]] ssize_t n = ::write(q.err.get(), &one, sizeof(one));
+    }
+    tell_config_change();
+    check_memory();
+}
+
+void vhost_user_server::check_memory() {
+    if (client_ && (memory_.lost() || (log_ && log_->lost()) || (inflight_ && inflight_->lost()))) {
+        if (busy_)
+            return; // looked at again in a second
+        drop("took away memory it shares with us");
+    }
+}
+
+void vhost_user_server::geometry_changes(std::function<void()> change) {
+    if (busy_) {
+        when_idle_.push_back([this, change] { geometry_changes(change); });
+        return;
+    }
+    stop_then(all_rings(), [this, change] {
+        change();
+        run_complete_rings();
+        tell_config_change();
+        read_messages();
+    });
+}
+
+std::vector<vhost_user_server::ring_state*> vhost_user_server::all_rings() {
+    std::vector<ring_state*> all;
+    for (auto& r : rings_)
+        all.push_back(r.get());
+    return all;
+}
+
+void vhost_user_server::tell_config_change() {
+    if (!backend_req_)
+        return;
+    header head{BACKEND_CONFIG_CHANGE_MSG, VERSION, 0};
+    if (send(backend_req_.get(), &head, sizeof(head), MSG_NOSIGNAL | MSG_DONTWAIT) != sizeof(head))
+        log_warning("disk " + name_ + ": the client does not take configuration changes");
+}
+
+} // namespace vql
