@@ -28,17 +28,8 @@
 #define vql_store_release(p, v) __atomic_store_n(p, v, __ATOMIC_RELEASE)
 /* What was loaded before is not loaded again, in place of a copy, after. */
 #define vql_compiler_barrier() __asm__ __volatile__("" ::: "memory")
-
-/* ThreadSanitizer executes the fence but does not model it; all that it orders here is atomic. */
-#if defined(__SANITIZE_THREAD__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wtsan"
-#endif
 /* Store → load ordering: the only one that costs a fence instruction on x86. */
-VQL_INLINE void vql_mb(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-#if defined(__SANITIZE_THREAD__)
-#pragma GCC diagnostic pop
-#endif
+#define vql_mb() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 #endif
 
 #endif

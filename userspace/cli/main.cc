@@ -98,7 +98,7 @@ void define_disk_add(CLI::App& command, json& request) {
     size("--size", "size", "size, if not all of that; bytes or with K, M, G, T");
     size("--chunk-size", "chunk_size", "a power of two, 64K to 1G; default: the largest that fits");
     integer("--queues", "queues", "virtqueues, 1 to 64; default 1");
-    integer("--queue-size", "queue_size", "a power of two, 2 to 1024; default 256");
+    integer("--queue-size", "queue_size", "the largest ring its guest may use: a power of two, 2 to 1024; default 1024");
     command.add_flag_callback(
         "--read-only", [&request] { request["read_only"] = true; }, "refuse writes");
     text(command, "--vhost-socket", "socket", "its vhost-user socket; default: RUN_DIR/NAME.sock");
@@ -135,9 +135,8 @@ void define_disk(CLI::App& app, json& request) {
     resize.callback(op("disk_resize"));
 }
 
-double watch_argument(const std::vector<std::string>& values) {
-    const std::string text = values.empty() ? "" : values.front();
-    if (text.empty())
+double watch_argument(const std::string& text) {
+    if (text.empty()) // --watch alone
         return 1;
     char* end = nullptr;
     const double seconds = std::strtod(text.c_str(), &end);
@@ -155,11 +154,9 @@ void define_stats(CLI::App& app, command_line& line) {
         "NAME", [&line](const std::string& name) { line.request["name"] = name; },
         "one disk; default: all, and the pollers");
     stats
-        .add_option_function<std::vector<std::string>>(
+        .add_option_function<std::string>(
             "--watch",
-            [&line](const std::vector<std::string>& values) {
-                line.watch_seconds = watch_argument(values);
-            },
+            [&line](const std::string& text) { line.watch_seconds = watch_argument(text); },
             "again every SECONDS (default 1), until Ctrl-C")
         ->type_name("SECONDS")
         ->expected(0, 1);
@@ -198,7 +195,7 @@ int run(const command_line& line) {
         if (line.watch_seconds == 0)
             return print(text);
         // To the top, then clear what follows: no flicker. Elsewhere a blank line between tables.
-        text = redraw ? "\033[H\033[J" + text : text + "\n";
+        redraw ? text.insert(0, "\033[H\033[J") : text.append("\n");
         if (int err = print(text))
             return err;
         before = std::move(*value);

@@ -90,8 +90,7 @@ result<std::unique_ptr<bpf_maps>> bpf_maps::open(const std::string& dir, bpf_mod
         return error{"bpf = \"required\", but " + loaded.failure().text};
     log_info("without BPF maps (" + loaded.failure().text +
              "): statistics are to be had from the vqlane command only");
-    maps->tables_.reset();
-    return maps;
+    return std::unique_ptr<bpf_maps>(new bpf_maps(dir)); // and what was begun is taken back
 }
 
 result<void> bpf_maps::load_tables() {
@@ -126,10 +125,10 @@ result<void> bpf_maps::load_tables() {
 }
 
 bpf_maps::~bpf_maps() {
-    if (!tables_)
-        return;
-    unlink((dir_ + "/tables").c_str());
-    rmdir(dir_.c_str());
+    if (tables_)
+        unlink((dir_ + "/tables").c_str());
+    if (lock_)
+        rmdir(dir_.c_str());
 }
 
 // A BPF file system reserves dots in names; colons cannot occur in a disk's.

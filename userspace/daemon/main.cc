@@ -110,7 +110,7 @@ int run(int argc, char** argv) {
     }
     if (auto ok = override_daemon(f.daemon, *c); !ok) {
         log_error("command line: " + ok.failure().text);
-        return 1;
+        return 2; // like any other wrong use
     }
     if (f.check) {
         std::printf("%s: ok\n", f.config_path.c_str());

@@ -22,7 +22,14 @@ constexpr uint16_t max_parts = 16;
 constexpr unsigned reap_batch = 64;
 
 // What a completion's user_data points to, in its low bits.
-enum tag : uint64_t { tag_engine = 0, tag_kick = 1, tag_mailbox = 2, tag_none = 3, tag_mask = 7 };
+enum tag : uint64_t {
+    tag_engine = 0,
+    tag_kick = 1,
+    tag_mailbox = 2,
+    tag_none = 3,
+    tag_disarm = 4,
+    tag_mask = 7,
+};
 
 const uint64_t one = 1; // what is written to an eventfd
 
@@ -192,6 +199,15 @@ bool poller::reap() {
                 wake(q);
             break;
         }
+        case tag_disarm: {
+            auto& q = *reinterpret_cast<served_queue*>(at);
+            q.disarming = false;
+            // A kick was being delivered just then: the poll goes on, so take it down again.
+            if (c.res == -EALREADY && q.kick_armed)
+                disarm_kick(q);
+            check_drained(q);
+            break;
+        }
         case tag_mailbox: {
             uint64_t count = 0;
             [[maybe_unused]] ssize_t r = ::read(wake_.get(), &count, sizeof(count));
@@ -202,7 +218,7 @@ bool poller::reap() {
             }
             break;
         }
-        default: break; // an interrupt that could not be written, or a cancelled poll's echo
+        default: break; // an interrupt that could not be written
         }
     }
     if (!n)
@@ -515,20 +531,30 @@ void poller::publish(served_queue& q) {
         check_drained(q);
 }
 
+// Ask the driver for a kick. True: there is work already.
+bool poller::arm(virtqueue& vq) {
+    const bool more = vql_ring_arm(&vq.ring);
+    if (VQL_UNLIKELY(vq.log && vq.log_used)) { // flags, or the event index behind the entries
+        const uint64_t at = vq.ring.event_idx ? vql_used_bytes(vq.ring.num) - sizeof(__u16) : 0;
+        vq.log->mark(vq.used_log_guest + at, sizeof(__u16));
+    }
+    return more;
+}
+
+void poller::disarm(virtqueue& vq) {
+    vql_ring_disarm(&vq.ring);
+    if (VQL_UNLIKELY(vq.log && vq.log_used) && !vq.ring.event_idx)
+        vq.log->mark(vq.used_log_guest, sizeof(__u16));
+}
+
 // Let queues without work for a while leave the round.
 void poller::rest_idle(uint64_t now) {
     std::erase_if(busy_, [&](served_queue* q) {
         virtqueue& vq = *q->vq;
         if (now - q->last_work_ns < options_.spin_ns || !vq.kick)
             return false;
-        const bool more = vql_ring_arm(&vq.ring);
-        if (VQL_UNLIKELY(vq.log && vq.log_used)) {
-            vq.log->mark(vq.used_log_guest, sizeof(__u16));
-            vq.log->mark(vq.used_log_guest + vql_used_bytes(vq.ring.num) - sizeof(__u16),
-                         sizeof(__u16));
-        }
-        if (more) {
-            vql_ring_disarm(&vq.ring);
+        if (arm(vq)) {
+            disarm(vq);
             return false;
         }
         q->now = served_queue::state::idle;
@@ -543,7 +569,7 @@ void poller::wake(served_queue& q) {
         return;
     q.now = served_queue::state::busy;
     q.last_work_ns = clock_ns();
-    vql_ring_disarm(&q.vq->ring);
+    disarm(*q.vq);
     busy_.push_back(&q);
     add(stats_.wakeups, 1);
 }
@@ -563,10 +589,11 @@ void poller::add_queue(served_queue& q) {
     q.resubmitted = 0;
     q.last_work_ns = clock_ns();
     q.kick_armed = false;
+    q.disarming = false;
     queues_++;
     busy_.reserve(queues_);
     to_publish_.reserve(queues_);
-    vql_ring_disarm(&q.vq->ring);
+    disarm(*q.vq);
     busy_.push_back(&q);
     if (q.vq->kick)
         arm_kick(q);
@@ -576,21 +603,25 @@ void poller::remove_queue(served_queue& q, std::function<void()> drained) {
     std::erase(busy_, &q);
     q.now = served_queue::state::draining;
     q.drained = std::move(drained);
-    if (q.kick_armed) {
-        io_uring_sqe* e = uring_.sqe();
-        io_uring_prep_poll_remove(e, reinterpret_cast<uintptr_t>(&q) | tag_kick);
-        io_uring_sqe_set_data64(e, tag_none);
-    }
+    if (q.kick_armed)
+        disarm_kick(q);
     check_drained(q);
 }
 
+void poller::disarm_kick(served_queue& q) {
+    io_uring_sqe* e = uring_.sqe();
+    io_uring_prep_poll_remove(e, reinterpret_cast<uintptr_t>(&q) | tag_kick);
+    io_uring_sqe_set_data64(e, reinterpret_cast<uintptr_t>(&q) | tag_disarm);
+    q.disarming = true;
+}
+
 void poller::check_drained(served_queue& q) {
-    if (q.in_flight || q.to_publish || q.kick_armed)
+    if (q.in_flight || q.to_publish || q.kick_armed || q.disarming)
         return;
     q.now = served_queue::state::detached;
     queues_--;
     if (!q.vq->ring_error)
-        vql_ring_arm(&q.vq->ring); // who serves it next may wait for a kick
+        arm(*q.vq); // who serves it next may wait for a kick
     loop_.post(std::move(q.drained));
 }
 

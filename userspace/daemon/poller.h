@@ -47,6 +47,7 @@ struct served_queue {
     state now = state::detached;
     bool to_publish = false; // used entries were pushed in this round
     bool kick_armed = false; // a multishot poll on the kick eventfd is out
+    bool disarming = false;  // … and its removal was asked for
     uint32_t in_flight = 0;
     size_t resubmitted = 0;  // of vq->resubmit
     uint64_t last_work_ns = 0;
@@ -131,9 +132,12 @@ class poller {
     void answer(request& r, uint64_t now);
     void log_writes(served_queue& q, request& r);
     void publish(served_queue& q);
+    bool arm(virtqueue& vq);
+    void disarm(virtqueue& vq);
     void rest_idle(uint64_t now);
     void wake(served_queue& q);
     void arm_kick(served_queue& q);
+    void disarm_kick(served_queue& q);
     void check_drained(served_queue& q);
     void sleep();
     int16_t buffer_of(const void* base, uint64_t bytes) const;

@@ -199,6 +199,8 @@ void server::resize_disk(const std::string& name, uint64_t bytes, completion don
 }
 
 void server::stop(std::function<void()> done) {
+    if (!leaving_.empty()) // their ends come first
+        return loop_.post([this, done] { stop(done); });
     auto left = std::make_shared<size_t>(disks_.size());
     if (disks_.empty())
         return done();

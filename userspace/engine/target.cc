@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "engine/target.h"
 
+#include "base/log.h"
+
 #include <cerrno>
+#include <csignal>
+#include <cstdio>
 #include <fcntl.h>
 #include <fstream>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <sstream>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -100,6 +105,66 @@ result<void> probe_block_device(target& t, dev_t device) {
     return {};
 }
 
+// Who holds a flock on the file, or 0 when that cannot be told.
+pid_t lock_holder(const struct stat& st) {
+    std::ifstream locks("/proc/locks");
+    std::string line;
+    while (std::getline(locks, line)) { // "1: FLOCK  ADVISORY  WRITE 4242 fe:01:131 0 EOF"
+        std::istringstream words(line);
+        std::string number, type, mode, access, file;
+        pid_t pid = 0;
+        unsigned major_number = 0, minor_number = 0;
+        unsigned long inode = 0;
+        if (words >> number >> type >> mode >> access >> pid >> file && type == "FLOCK" &&
+            std::sscanf(file.c_str(), "%x:%x:%lu", &major_number, &minor_number, &inode) == 3 &&
+            inode == st.st_ino && major_number == major(st.st_dev) &&
+            minor_number == minor(st.st_dev))
+            return pid;
+    }
+    return 0;
+}
+
+// Take the target for this process alone. The lock of a daemon that was killed goes when the last of
+// its requests has ended, which is what we have to wait for: an old write that lands after a new one
+// would undo it.
+result<void> lock_target(const target& t, const struct stat& st) {
+    constexpr int limit_ms = 30000, step_ms = 10;
+    for (int waited = 0; flock(t.fd.get(), LOCK_EX | LOCK_NB) < 0; waited += step_ms) {
+        if (errno != EWOULDBLOCK && errno != EINTR)
+            return errno_error(t.path + ": flock", errno);
+        const pid_t holder = lock_holder(st);
+        if (holder > 0 && (kill(holder, 0) == 0 || errno == EPERM))
+            return error{t.path + ": in use by process " + std::to_string(holder) +
+                         ", which holds its lock"};
+        if (waited == limit_ms)
+            return error{t.path + ": still locked after 30 s; a process that is gone has I/O there "
+                         "that does not end (see dmesg)"};
+        if (waited == 1000)
+            log_warning("target " + t.name + ": waiting for I/O of an earlier process to end");
+        usleep(step_ms * 1000);
+    }
+    return {};
+}
+
+// A block device: also against mounts and other users in the kernel. Done after the lock was waited
+// for, since a killed daemon's own claim goes a moment later than its lock.
+result<void> open_exclusively(target& t, const struct stat& st) {
+    const int flags = (t.read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_EXCL;
+    unique_fd fd;
+    for (int tries = 0; tries < 20 && !fd; tries++) {
+        fd.reset(open(t.path.c_str(), flags));
+        if (!fd && errno != EBUSY)
+            return errno_error(t.path, errno);
+        if (!fd)
+            usleep(10000);
+    }
+    if (!fd)
+        return error{t.path + ": mounted, or used by another program or by a RAID, LVM or "
+                     "device-mapper volume (see lsblk)"};
+    t.fd = std::move(fd);
+    return lock_target(t, st);
+}
+
 } // namespace
 
 result<std::unique_ptr<target>> open_uring_target(std::string name, const std::string& path) {
@@ -117,19 +182,18 @@ result<std::unique_ptr<target>> open_uring_target(std::string name, const std::s
     if (!t->block_device && !S_ISREG(st.st_mode))
         return error{path + ": neither a regular file nor a block device"};
 
-    const int flags = O_CLOEXEC | O_NONBLOCK | (t->block_device ? O_EXCL : 0);
-    t->fd.reset(open(path.c_str(), O_RDWR | flags));
+    t->fd.reset(open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK));
     if (!t->fd && (errno == EROFS || errno == EACCES || errno == EPERM)) {
         t->read_only = true;
-        t->fd.reset(open(path.c_str(), O_RDONLY | flags));
+        t->fd.reset(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     }
     if (!t->fd)
-        return error{path + ": " + std::strerror(errno) +
-                     (errno == EBUSY ? " (mounted, or used by another program or a RAID, LVM or "
-                                       "device-mapper volume: see lsblk)"
-                                     : "")};
-    if (flock(t->fd.get(), LOCK_EX | LOCK_NB) < 0)
-        return error{path + ": in use by another process that holds its lock (another vqlaned?)"};
+        return errno_error(path, errno);
+    if (auto ok = lock_target(*t, st); !ok)
+        return ok.failure();
+    if (t->block_device)
+        if (auto ok = open_exclusively(*t, st); !ok)
+            return ok.failure();
 
     if (t->block_device) {
         if (auto ok = probe_block_device(*t, st.st_rdev); !ok)

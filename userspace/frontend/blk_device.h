@@ -17,7 +17,7 @@ struct blk_geometry {
     bool read_only = false;
     bool discard = false; // the targets can give space back
     uint32_t queues = 1;
-    uint32_t queue_size = 256;
+    uint32_t queue_size = 1024;
 };
 
 // VIRTIO_BLK_F_… and VIRTIO_F_… bits offered.

@@ -45,9 +45,9 @@ inflight_region::~inflight_region() {
         remove_guard(guard_);
 }
 
-result<unique_fd> inflight_region::create(uint32_t queues, uint32_t num) {
+result<unique_fd> inflight_region::create(uint32_t queues) {
     unique_fd fd(memfd_create("vqlane-inflight", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-    if (!fd || ftruncate(fd.get(), off_t(bytes(queues, num))) < 0 ||
+    if (!fd || ftruncate(fd.get(), off_t(bytes(queues))) < 0 ||
         fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
         return errno_error("in-flight region", errno);
     return fd;
@@ -58,7 +58,9 @@ result<void> inflight_region::open(const unique_fd& fd, uint64_t bytes, uint64_t
     if (!vql_queue_size_valid(num) || !queues || queues > VQL_MAX_QUEUES ||
         bytes < inflight_region::bytes(queues, num) || offset % 8)
         return error{"in-flight region of a wrong size"};
-    auto file = map_shared_file("in-flight region", fd, inflight_region::bytes(queues, num), offset);
+    if (bytes >= inflight_region::bytes(queues)) // of our own making
+        num = VQL_MAX_QUEUE_SIZE;
+    auto file = map_shared_file("in-flight region", fd, bytes, offset);
     if (!file)
         return file.failure();
     map_ = std::move(file->map);

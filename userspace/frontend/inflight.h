@@ -95,12 +95,14 @@ class inflight_region {
     inflight_region(const inflight_region&) = delete;
     inflight_region& operator=(const inflight_region&) = delete;
 
-    static uint64_t bytes(uint32_t queues, uint32_t num) {
+    static uint64_t bytes(uint32_t queues, uint32_t num = VQL_MAX_QUEUE_SIZE) {
         return uint64_t{queues} * inflight_queue::bytes(num);
     }
-    // A sealed, zeroed memfd for @queues queues of @num entries.
-    static result<unique_fd> create(uint32_t queues, uint32_t num);
+    // A sealed, zeroed memfd for @queues queues. It has room for the largest rings: VMMs ask for one
+    // size and may give their guest another.
+    static result<unique_fd> create(uint32_t queues);
 
+    // Map a region for @queues queues of at least @num entries.
     result<void> open(const unique_fd& fd, uint64_t bytes, uint64_t offset, uint32_t queues,
                       uint32_t num);
     // The part of queue @index, or an empty one when the region does not cover it.

@@ -129,7 +129,12 @@ received receive(int fd, std::span<uint8_t> into) {
 } // namespace
 
 void vhost_user_server::read_messages() {
-    while (client_ && !busy_) {
+    // A client that sends without end gets a turn like the others.
+    for (int turn = 256; client_ && !busy_; turn--) {
+        if (!turn) {
+            busy_ = true; // until the turn comes: nothing else starts in between
+            return loop_.post([this] { idle_then([this] { read_messages(); }); });
+        }
         received r = receive(client_.get(), reader_.want());
         if (r.bytes < 0) {
             if (errno == EAGAIN || errno == EINTR)
@@ -275,9 +280,12 @@ result<void> vhost_user_server::prepare_ring(ring_state& r) {
     q.ring.signalled = q.ring.next_used;
     q.resubmit.clear();
     q.inflight = inflight_ ? inflight_->queue(q.index) : inflight_queue();
+    if (q.inflight && q.inflight.num() < r.num) {
+        log_info("disk " + name_ + " queue " + std::to_string(q.index) + ": the in-flight region is "
+                 "too small for it; requests in flight are lost if this daemon dies");
+        q.inflight = {};
+    }
     if (q.inflight) {
-        if (q.inflight.num() < r.num)
-            return error{"in-flight region is smaller than the queue"};
         // What was answered or is in flight was taken; the driver's index in the VMM may be older.
         q.resubmit = q.inflight.recover(q.ring.next_used);
         std::erase_if(q.resubmit, [&](uint16_t head) { return head >= r.num; });

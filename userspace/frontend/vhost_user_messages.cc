@@ -121,7 +121,9 @@ vhost_user_server::outcome vhost_user_server::apply(message& m) {
         return ok ? outcome{} : refuse(ok.failure().text);
     }
     case SET_LOG_BASE: return set_log_base(m);
-    case SET_LOG_FD: return {}; // we log without being asked to tell
+    case SET_LOG_FD: // we log without telling; a payload is not specified, yet sent by some
+        return m.head.size == 0 || m.head.size == sizeof(uint64_t) ? outcome{}
+                                                                   : refuse("wrong length");
     case SET_BACKEND_REQ_FD: {
         int type = 0;
         socklen_t size = sizeof(type);
@@ -195,7 +197,7 @@ vhost_user_server::outcome vhost_user_server::set_features(uint64_t features) {
 vhost_user_server::outcome vhost_user_server::set_mem_table(message& m) {
     const auto table = m.as<mem_table>();
     if (table.nregions > max_table_regions || m.fds.size() != table.nregions ||
-        m.head.size < offsetof(mem_table, region) + table.nregions * sizeof(mem_region))
+        m.head.size != offsetof(mem_table, region) + table.nregions * sizeof(mem_region))
         return refuse("wrong number of regions or descriptors");
     memory_.clear();
     for (uint32_t i = 0; i < table.nregions; i++) {
@@ -286,10 +288,10 @@ vhost_user_server::outcome vhost_user_server::get_inflight(const message& m) {
         d.bytes = 0; // no region: the client goes on without
         return reply(d);
     }
-    auto fd = inflight_region::create(d.queues, d.queue_size);
+    auto fd = inflight_region::create(d.queues);
     if (!fd)
         return refuse(fd.failure().text);
-    d.bytes = inflight_region::bytes(d.queues, d.queue_size);
+    d.bytes = inflight_region::bytes(d.queues);
     d.offset = 0;
     outcome o = reply(d);
     o.reply_fd = fd->release();
