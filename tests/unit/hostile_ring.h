@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// What a device does with a ring whose driver it can't trust, and what must hold while it does.
+// Used with random rings (ring_random_test.cc) and with a fuzzer's (tests/fuzz/ring_fuzz.cc).
+#pragma once
+
+#include "ring_memory.h"
+
+namespace vql::test {
+
+struct served {
+    unsigned submitted = 0;
+    unsigned answered = 0;
+    int stopped = VQL_RING_OK;    // enum vql_ring_error: why the ring was stopped
+    const char* broken = nullptr; // an invariant that does not hold: a bug
+};
+
+// Reads and writes the ends of each segment: outside guest memory that is a crash.
+inline void touch(const vql_seg* seg, uint32_t n, bool writable) {
+    for (uint32_t i = 0; i < n; i++) {
+        auto* base = static_cast<volatile uint8_t*>(seg[i].base);
+        for (uint64_t at : {0ull, seg[i].bytes - 1}) {
+            const uint8_t was = base[at];
+            if (writable) // may well change the ring's own tables: the guest asked for it
+                base[at] = static_cast<uint8_t>(was + 1);
+        }
+    }
+}
+
+// Takes every available entry once and answers it, in batches of @batch, until the ring is empty
+// or broken.
+inline served serve_all(const guest_ram& ram, test_ring& t, const vql_blk_disk& disk,
+                        unsigned batch) {
+    static vql_chain chain; // 4 KiB; one thread
+    served s;
+    vql_mem m = ram.mem();
+    // What the device writes may make entries available again; so much is enough.
+    for (unsigned taken = 0; taken < 2u * VQL_MAX_QUEUE_SIZE; taken++) {
+        const int pending = vql_ring_pending(&t.ring);
+        vql_io io;
+        vql_blk_answer answer{};
+
+        if (pending < 0)
+            s.stopped = -pending;
+        if (pending <= 0)
+            break;
+        const uint16_t head = vql_ring_peek(&t.ring);
+        const int err = vql_chain_walk(&t.ring, &m, head, &chain);
+        if (err) {
+            s.stopped = -err;
+            if (err >= 0 || s.stopped >= VQL_RING_ERRORS)
+                s.broken = "the walk returned an unknown error";
+            break;
+        }
+        if ((s.broken = broken_invariant(ram, chain)))
+            break;
+        const uint64_t in_bytes = chain.in_bytes;
+        const int verdict = vql_blk_parse(&chain, &disk, &io, &answer);
+        if (verdict == -VQL_RING_NO_STATUS) {
+            s.stopped = VQL_RING_NO_STATUS;
+            if (in_bytes)
+                s.broken = "there was a byte to answer in";
+            break;
+        }
+        if ((s.broken = broken_invariant(ram, disk, io, answer, verdict)))
+            break;
+        (verdict == VQL_BLK_SUBMIT ? s.submitted : s.answered)++;
+        touch(io.seg, io.nsegs, io.op == VQL_OP_READ);
+        const uint32_t len = vql_blk_finish(&io, &answer);
+        if (len > in_bytes) {
+            s.broken = "used.len is more than the writable bytes";
+            break;
+        }
+        t.ring.next_avail++;
+        vql_ring_push(&t.ring, head, len);
+        if (taken % batch == 0) {
+            vql_ring_publish(&t.ring);
+            vql_ring_should_interrupt(&t.ring);
+            vql_ring_arm(&t.ring);
+            vql_ring_disarm(&t.ring);
+        }
+    }
+    vql_ring_publish(&t.ring);
+    return s;
+}
+
+} // namespace vql::test
