@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// A wrong configuration starts nothing, and its error names file, line, key and what was expected.
+#include "e2e.h"
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <csignal>
+#include <filesystem>
+
+namespace vql::guest {
+
+using Catch::Matchers::ContainsSubstring;
+using Catch::Matchers::StartsWith;
+
+namespace {
+
+// A place to start a daemon in that shall not start.
+struct failing_start {
+    temporary_directory directory;
+    std::string config = directory / "vqlaned.toml";
+
+    std::string run_dir() const { return directory / "run"; }
+    std::string bpf_dir() const { return directory / "bpf"; }
+    command_result start(const std::string& text, std::vector<std::string> more = {}) {
+        write_text_file(config, text);
+        std::filesystem::create_directory(run_dir());
+        std::vector<std::string> arguments = {built_program("vqlaned"), "--config",  config,
+                                              "--run-dir",              run_dir(),   "--bpf-dir",
+                                              bpf_dir(),                "--bpf",     "off"};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return run_command(arguments);
+    }
+    // The lock file may stay: it is the lock on it that counts.
+    bool left_nothing() const {
+        for (const auto& entry : std::filesystem::directory_iterator(run_dir())) {
+            if (entry.is_socket()) {
+                return false;
+            }
+        }
+        return !std::filesystem::exists(bpf_dir()) || std::filesystem::is_empty(bpf_dir());
+    }
+};
+
+const std::string good_target = "[[target]]\nname = \"t\"\ntype = \"null\"\nsize = \"1G\"\n"; // 1-4
+const std::string good_disk = "[[disk]]\nname = \"d\"\ntarget = \"t\"\n";                     // 5-7
+const std::string two_files = "[[target]]\nname = \"a\"\ntype = \"null\"\nsize = \"1G\"\n"
+                              "[[target]]\nname = \"b\"\ntype = \"null\"\nsize = \"1G\"\n"; // 1-8
+
+struct bad_config {
+    std::string text;
+    int line;
+    const char* key;      // as the error names it
+    const char* expected; // part of what the error says then
+};
+
+const bad_config bad_configs[] = {
+    {"[daemon\n", 1, "", ""},
+    {"[daemon]\nrun_dir = \n", 2, "", ""},
+    {"[daemon]\nspeed = 1\n", 2, "daemon.speed", "unknown"},
+    {"[demon]\n", 1, "demon", "unknown"},
+    {"[daemon]\nrun_dir = 5\n", 2, "daemon.run_dir", "string"},
+    {"[daemon]\npollers = []\n", 2, "daemon.pollers", ""},
+    {"[daemon]\npollers = 1\n", 2, "daemon.pollers", "array"},
+    {"[daemon]\npollers = [\"x\"]\n", 2, "daemon.pollers", "integer"},
+    {"[daemon]\npollers = [0, 0]\n", 2, "daemon.pollers", ""},
+    {"[daemon]\npollers = [-1]\n", 2, "daemon.pollers", "between"},
+    {"[daemon]\nbpf = \"maybe\"\n", 2, "daemon.bpf", "required"},
+    {"[daemon]\nspin = \"never\"\n", 2, "daemon.spin", "always"},
+    {"[daemon]\nspin_us = -1\n", 2, "daemon.spin_us", "between"},
+    {"[daemon]\nlog_level = \"loud\"\n", 2, "daemon.log_level", "warning"},
+    {"[[target]]\ntype = \"null\"\nsize = \"1G\"\n", 1, "target[0].name", "missing"},
+    {"[[target]]\nname = \"t\"\n", 1, "target[0].type", "missing"},
+    {"[[target]]\nname = \"t\"\ntype = \"tape\"\n", 3, "target[0].type", "uring"},
+    {"[[target]]\nname = \"t\"\ntype = \"uring\"\n", 1, "target[0]", "path"},
+    {"[[target]]\nname = \"t\"\ntype = \"null\"\n", 1, "target[0]", "size"},
+    {"[[target]]\nname = \"t\"\ntype = \"null\"\nsize = \"1000\"\n", 4, "target[0].size", "512"},
+    {"[[target]]\nname = \"t\"\ntype = \"null\"\nsize = \"1X\"\n", 4, "target[0].size", ""},
+    {"[[target]]\nname = \"t\"\ntype = \"null\"\nsize = -512\n", 4, "target[0].size", ""},
+    {"[[target]]\nname = \"a/b\"\ntype = \"null\"\nsize = \"1G\"\n", 2, "target[0].name", "31"},
+    {good_target + good_target, 6, "target[1].name", "t"},
+    {good_target + "[[disk]]\ntarget = \"t\"\n", 5, "disk[0].name", "missing"},
+    {good_target + "[[disk]]\nname = \"d\"\n", 5, "disk[0]", "target"},
+    {good_target + "[[disk]]\nname = \"\"\ntarget = \"t\"\n", 6, "disk[0].name", "31"},
+    {good_target + "[[disk]]\nname = \"a b\"\ntarget = \"t\"\n", 6, "disk[0].name", "31"},
+    {good_target + "[[disk]]\nname = \"12345678901234567890123456789012\"\ntarget = \"t\"\n", 6,
+     "disk[0].name", "31"},
+    {good_target + "[[disk]]\nname = \"d\"\ntarget = \"u\"\n", 7, "disk[0].target", "u"},
+    {good_target + good_disk + "queues = 0\n", 8, "disk[0].queues", "between 1 and 64"},
+    {good_target + good_disk + "queues = 65\n", 8, "disk[0].queues", "between 1 and 64"},
+    {good_target + good_disk + "queues = \"4\"\n", 8, "disk[0].queues", "integer"},
+    {good_target + good_disk + "queue_size = 300\n", 8, "disk[0].queue_size",
+     "300 is not a power of two between 2 and 1024"},
+    {good_target + good_disk + "queue_size = 2048\n", 8, "disk[0].queue_size", "between 2 and 1024"},
+    {good_target + good_disk + "queue_size = 1\n", 8, "disk[0].queue_size", "between 2 and 1024"},
+    {good_target + good_disk + "read_only = 1\n", 8, "disk[0].read_only", "true or false"},
+    {good_target + good_disk + "chunk_size = \"32K\"\n", 8, "disk[0].chunk_size", "power of two"},
+    {good_target + good_disk + "chunk_size = \"96K\"\n", 8, "disk[0].chunk_size", "power of two"},
+    {good_target + good_disk + "chunk_size = \"2G\"\n", 8, "disk[0].chunk_size", "power of two"},
+    {good_target + good_disk + "socket_mode = \"rw\"\n", 8, "disk[0].socket_mode", "octal"},
+    {good_target + good_disk + "socket = \"/" + std::string(108, 's') + "\"\n", 8,
+     "disk[0].socket", "107"},
+    {good_target + good_disk + "colour = \"red\"\n", 8, "disk[0].colour", "unknown"},
+    {good_target + good_disk + "size = \"511\"\n", 8, "disk[0].size", "512"},
+    {good_target + good_disk + "size = 0\n", 8, "disk[0].size", ""},
+    {good_target + good_disk + "extents = []\n", 8, "disk[0].extents", ""},
+    {two_files + "[[disk]]\nname = \"d\"\nextents = []\n", 11, "disk[0].extents", ""},
+    {two_files + "[[disk]]\nname = \"d\"\nextents = [ { target = \"c\", offset = 0, length = "
+                 "\"1G\" } ]\n",
+     11, "disk[0].extents[0].target", "c"},
+    {two_files + "[[disk]]\nname = \"d\"\nextents = [ { target = \"a\", offset = \"1K\", length = "
+                 "\"64K\" }, { target = \"b\", offset = 0, length = \"64K\" } ]\n",
+     11, "disk[0].extents", ""},
+    {two_files + "[[disk]]\nname = \"d\"\nextents = [\n { target = \"a\", offset = 0, length = "
+                 "\"64K\" },\n { target = \"b\", offset = 0, length = \"1K\", speed = 1 } ]\n",
+     13, "disk[0].extents[1]", "unknown"},
+};
+
+} // namespace
+
+TEST_CASE("each broken configuration is refused with file, line, key and expectation; nothing "
+          "starts",
+          "[config-file]") {
+    for (const bad_config& bad : bad_configs) {
+        INFO(bad.text);
+        failing_start place;
+        command_result result = place.start(bad.text);
+        CHECK(result.status == 1);
+        CHECK_THAT(result.err,
+                   ContainsSubstring(place.config + ":" + std::to_string(bad.line) + ":"));
+        CHECK_THAT(result.err, ContainsSubstring(bad.key));
+        CHECK_THAT(result.err, ContainsSubstring(bad.expected));
+        CHECK(place.left_nothing());
+        // --check says the same.
+        command_result checked = place.start(bad.text, {"--check"});
+        CHECK(checked.status == 1);
+        CHECK(checked.err == result.err);
+        CHECK(place.left_nothing());
+    }
+}
+
+TEST_CASE("--check of a good configuration says so and starts nothing", "[config-file]") {
+    failing_start place;
+    command_result result = place.start(good_target + good_disk, {"--check"});
+    CHECK(result.status == 0);
+    CHECK_THAT(result.out + result.err, ContainsSubstring(place.config + ": ok"));
+    CHECK(place.left_nothing());
+}
+
+TEST_CASE("a configuration or a target that is not there is named", "[config-file]") {
+    failing_start place;
+    command_result result = run_command({built_program("vqlaned"), "--config", "/nonexistent/x"});
+    CHECK(result.status == 1);
+    CHECK_THAT(result.err, ContainsSubstring("/nonexistent/x"));
+    CHECK_THAT(result.err, ContainsSubstring("No such file"));
+
+    std::string missing = place.directory / "missing.img";
+    result = place.start(file_target("t", missing) + disk_on("d", "t"));
+    CHECK(result.status == 1);
+    CHECK_THAT(result.err, ContainsSubstring(missing));
+    CHECK_THAT(result.err, ContainsSubstring("No such file"));
+    CHECK(place.left_nothing());
+
+    result = place.start(file_target("t", "/dev/zero") + disk_on("d", "t"));
+    CHECK(result.status == 1);
+    CHECK_THAT(result.err, ContainsSubstring("/dev/zero"));
+    CHECK(place.left_nothing());
+}
+
+TEST_CASE("a wrong command line is a usage error", "[config-file]") {
+    for (const std::vector<std::string>& arguments :
+         {std::vector<std::string>{"--nonsense"}, {"--config"}, {"--spin", "sometimes"},
+          {"--bpf", "maybe"}, {"--pollers", "x"}, {"--log-level", "loud"}}) {
+        INFO(arguments.front());
+        std::vector<std::string> all = {built_program("vqlaned")};
+        all.insert(all.end(), arguments.begin(), arguments.end());
+        command_result result = run_command(all);
+        CHECK(result.status == 2);
+        CHECK_FALSE(result.err.empty());
+    }
+}
+
+TEST_CASE("a target that another daemon serves is refused, and that one goes on",
+          "[config-file]") {
+    temporary_directory files("/dev/shm");
+    make_file(files / "image", 16 << 20);
+    std::string config = file_target("t", files / "image") + disk_on("d", "t");
+    test_daemon first(config);
+    test_guest guest(first.socket("d"));
+    failing_start place;
+    command_result result = place.start(config);
+    CHECK(result.status == 1);
+    CHECK_THAT(result.err, ContainsSubstring(files / "image"));
+    CHECK_THAT(result.err, ContainsSubstring("in use"));
+    CHECK(place.left_nothing());
+    CHECK(guest.driver.flush().status == blk_ok);
+}
+
+TEST_CASE("a run directory that another daemon has is refused, and that one goes on",
+          "[config-file]") {
+    test_daemon first(null_target("t", "1G") + disk_on("d", "t"));
+    failing_start place;
+    write_text_file(place.config, null_target("t", "1G") + disk_on("e", "t"));
+    command_result result =
+        run_command({built_program("vqlaned"), "--config", place.config, "--run-dir",
+                     first.run_dir(), "--bpf-dir", place.bpf_dir(), "--bpf", "off"});
+    CHECK(result.status == 1);
+    CHECK_THAT(result.err, ContainsSubstring(first.run_dir()));
+    CHECK(first.control().result({{"op", "disk_list"}}).size() == 1);
+    test_guest guest(first.socket("d"));
+    CHECK(guest.driver.flush().status == blk_ok);
+}
+
+TEST_CASE("disks that would share a part of a target are refused", "[config-file]") {
+    std::string extent_of = "[[disk]]\nname = \"NAME\"\nextents = [ { target = \"t\", offset = "
+                            "\"OFFSET\", length = \"128M\" } ]\n";
+    auto disk_at = [&extent_of](const std::string& name, const std::string& offset) {
+        std::string text = extent_of;
+        text.replace(text.find("NAME"), 4, name);
+        text.replace(text.find("OFFSET"), 6, offset);
+        return text;
+    };
+    for (const std::string& config :
+         {good_target + good_disk + "[[disk]]\nname = \"e\"\ntarget = \"t\"\n",
+          good_target + disk_at("d", "0") + disk_at("e", "64M"),
+          good_target + disk_at("d", "64M") + disk_at("e", "0"),
+          good_target + good_disk + disk_at("e", "0")}) {
+        INFO(config);
+        failing_start place;
+        command_result result = place.start(config);
+        CHECK(result.status == 1);
+        CHECK_THAT(result.err, ContainsSubstring("d") && ContainsSubstring("e"));
+        CHECK_THAT(result.err, ContainsSubstring("overlap") || ContainsSubstring("used by") ||
+                                   ContainsSubstring("belongs to"));
+        CHECK(place.left_nothing());
+    }
+    test_daemon daemon(good_target + disk_at("d", "0") + disk_at("e", "128M"));
+    CHECK(daemon.control().result({{"op", "disk_list"}}).size() == 2);
+}
+
+TEST_CASE("a disk larger than its target is refused", "[config-file]") {
+    failing_start place;
+    make_file(place.directory / "image", 16 << 20);
+    command_result result = place.start(file_target("t", place.directory / "image") +
+                                        disk_on("d", "t", "size = \"17M\"\n"));
+    CHECK(result.status == 1);
+    CHECK_THAT(result.err, ContainsSubstring("17825792") || ContainsSubstring("17M"));
+    CHECK(place.left_nothing());
+}
+
+TEST_CASE("bpf = \"required\" without a BPF file system is refused, \"auto\" goes without and says "
+          "so once",
+          "[config-file]") {
+    failing_start place;
+    std::filesystem::create_directory(place.bpf_dir());
+    write_text_file(place.config, good_target + good_disk);
+    std::filesystem::create_directory(place.run_dir());
+    std::string not_bpf = place.bpf_dir() + "/vqlane";
+    command_result result = run_command({built_program("vqlaned"), "--config", place.config,
+                                         "--run-dir", place.run_dir(), "--bpf-dir", not_bpf,
+                                         "--bpf", "required"});
+    CHECK(result.status == 1);
+    CHECK_THAT(result.err, ContainsSubstring(not_bpf));
+    CHECK(place.left_nothing());
+
+    test_daemon daemon(good_target + good_disk, {"--bpf-dir", not_bpf, "--bpf", "auto"});
+    std::string log = daemon.log();
+    size_t said = log.find("BPF");
+    CHECK(said != std::string::npos);
+    test_guest guest(daemon.socket("d"));
+    CHECK(guest.driver.flush().status == blk_ok);
+    CHECK(daemon.control().result({{"op", "stats"}}).at("disks").size() == 1);
+}
+
+TEST_CASE("SIGTERM and SIGINT end the daemon with status 0 and leave no socket", "[config-file]") {
+    for (int signal : {SIGTERM, SIGINT}) {
+        INFO("signal " << signal);
+        failing_start place;
+        write_text_file(place.config, good_target + good_disk);
+        std::filesystem::create_directory(place.run_dir());
+        child_process child({built_program("vqlaned"), "--config", place.config, "--run-dir",
+                             place.run_dir(), "--bpf", "off"},
+                            place.directory / "log", place.directory / "log");
+        std::string socket = place.run_dir() + "/d.sock";
+        {
+            test_guest guest(socket);
+            CHECK(guest.driver.flush().status == blk_ok);
+            child.send_signal(signal);
+            CHECK(child.wait() == 0);
+        }
+        CHECK_FALSE(std::filesystem::exists(socket));
+        CHECK_FALSE(std::filesystem::exists(place.run_dir() + "/control.sock"));
+    }
+}
+
+} // namespace vql::guest

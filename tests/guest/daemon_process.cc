@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "daemon_process.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <linux/magic.h>
+#include <sys/mount.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+namespace vql::guest {
+namespace {
+
+bool is_bpffs(const char* path) {
+    struct statfs info {};
+    return statfs(path, &info) == 0 && static_cast<unsigned long>(info.f_type) == BPF_FS_MAGIC;
+}
+
+} // namespace
+
+std::string built_program(const std::string& name) {
+    const char* build = std::getenv("VQL_BUILD");
+    return std::string(build != nullptr ? build : "build") + "/" + name;
+}
+
+daemon_process::daemon_process(const std::string& config, std::vector<std::string> arguments) {
+    std::string host_bpffs = "/sys/fs/bpf";
+    if (is_bpffs(host_bpffs.c_str())) {
+        static int count = 0;
+        bpf_dir_ = host_bpffs + "/vqlane-test-" + std::to_string(getpid()) + "-" +
+                   std::to_string(++count);
+    } else {
+        // A machine without systemd: a BPF file system of our own will do.
+        std::string mount_point = directory_ / "bpf";
+        std::filesystem::create_directory(mount_point);
+        bpf_dir_ = mount_point + "/vqlane";
+        own_bpffs_ = mount("bpf", mount_point.c_str(), "bpf", 0, nullptr) == 0;
+        if (!own_bpffs_) {
+            bpf_refusal_ = "no BPF file system, and none can be mounted: " +
+                           std::string(std::strerror(errno));
+        }
+    }
+    std::filesystem::create_directory(run_dir());
+    write_text_file(directory_ / "vqlaned.toml", config);
+    arguments_ = {built_program("vqlaned"), "--config", directory_ / "vqlaned.toml",
+                  "--run-dir", run_dir()};
+    if (std::find(arguments.begin(), arguments.end(), "--bpf-dir") == arguments.end()) {
+        arguments.insert(arguments.end(), {"--bpf-dir", bpf_dir_});
+    }
+    arguments_.insert(arguments_.end(), arguments.begin(), arguments.end());
+    start();
+}
+
+daemon_process::~daemon_process() {
+    child_.reset();
+    std::error_code ignored;
+    if (bpf_refusal_.empty()) {
+        std::filesystem::remove_all(bpf_dir_, ignored); // pins that a killed daemon left
+    }
+    if (own_bpffs_) {
+        umount2((directory_ / "bpf").c_str(), MNT_DETACH);
+    }
+}
+
+void daemon_process::start() {
+    size_t log_before = log().size();
+    ended_by_us_ = false;
+    child_ = std::make_unique<child_process>(arguments_, directory_ / "log", directory_ / "log");
+    deadline until(default_timeout());
+    while (log().find("info: ready:", log_before) == std::string::npos) {
+        if (!child_->running()) {
+            throw guest_error("vqlaned ended at its start with status " +
+                              std::to_string(child_->wait()) + ":\n" + log().substr(log_before));
+        }
+        if (until.passed()) {
+            throw timeout_error("vqlaned does not get ready:\n" + log().substr(log_before));
+        }
+        usleep(1000);
+    }
+}
+
+void daemon_process::kill() {
+    ended_by_us_ = true;
+    child_->send_signal(SIGKILL);
+    child_->wait();
+}
+
+int daemon_process::terminate() {
+    ended_by_us_ = true;
+    child_->send_signal(SIGTERM);
+    return child_->wait();
+}
+
+bool daemon_process::wait_log(const std::string& text, size_t from, milliseconds timeout) const {
+    deadline until(timeout);
+    for (;;) {
+        if (log().find(text, from) != std::string::npos) {
+            return true;
+        }
+        if (until.passed()) {
+            return false;
+        }
+        usleep(1000);
+    }
+}
+
+std::string daemon_process::complaint() {
+    if (!ended_by_us_ && !child_->running()) {
+        return "vqlaned ended by itself with status " + std::to_string(child_->wait()) + ":\n" +
+               log();
+    }
+    static constexpr std::array reports{"ERROR: AddressSanitizer", "WARNING: ThreadSanitizer",
+                                        "ERROR: LeakSanitizer", "runtime error:",
+                                        "SUMMARY: "};
+    std::string text = log();
+    for (const char* report : reports) {
+        if (text.find(report) != std::string::npos) {
+            return "a sanitizer reported:\n" + text;
+        }
+    }
+    return "";
+}
+
+} // namespace vql::guest

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The VMM goes away, or the daemon does, with requests in flight: nothing that was acknowledged is
+// lost, and everything in flight is answered once.
+#include "e2e.h"
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <unistd.h>
+
+namespace vql::guest {
+namespace {
+
+constexpr uint64_t disk_bytes = 32 << 20;
+
+std::string one_disk(const std::string& image) {
+    make_file(image, disk_bytes);
+    return file_target("t", image) + disk_on("d", "t", "queues = 4\n");
+}
+
+guest_options loaded_guest(bool inflight, unsigned queues) {
+    guest_options options;
+    options.slots = 4;
+    options.memory_bytes = 256 << 20;
+    options.blk.queues = queues;
+    options.blk.depth = 24;
+    options.blk.interrupts = queues == 1;
+    if (!inflight) {
+        options.vhost.protocol_features = ~bit(vu_feature_inflight_shmfd);
+    }
+    return options;
+}
+
+// Leaves the connection with requests in flight, on some rounds in the middle of a message.
+void leave(test_guest& guest, model_run& run, random_source& random) {
+    run.start(200);
+    for (uint64_t steps = random.between(1, 4); steps > 0; steps--) {
+        run.step();
+    }
+    vu_header header{vu_set_mem_table, vu_version, sizeof(vu_mem_table)};
+    vu_mem_table table{};
+    table.count = 4;
+    switch (random.below(4)) {
+    case 0:
+        guest.device.client().send_bytes(bytes_of(header).first(random.between(1, 11)));
+        break;
+    case 1:
+        guest.device.client().send_bytes(bytes_of(header));
+        guest.device.client().send_bytes(bytes_of(table).first(random.between(1, 100)));
+        break;
+    default:
+        break;
+    }
+    guest.device.disconnect();
+}
+
+} // namespace
+
+TEST_CASE("a VMM that reconnects goes on with its rings, with and without the in-flight area",
+          "[reconnect]") {
+    bool inflight = GENERATE(false, true);
+    temporary_directory files(built_program("."));
+    test_daemon daemon(one_disk(files / "image"));
+    test_guest guest(daemon.socket("d"), loaded_guest(inflight, 4));
+    CHECK((guest.device.inflight_fd() >= 0) == inflight);
+    std::vector<std::byte> model(disk_bytes);
+    model_run run(guest.driver, model, test_seed(500));
+    random_source random(test_seed(501));
+    for (uint64_t round = scaled(20, 4); round > 0; round--) {
+        leave(guest, run, random);
+        // The daemon takes the new connection once it has drained the old one: from then on the
+        // used index in our memory is final.
+        guest.device.reconnect();
+        guest.driver.resume();
+        run.run(100); // begins by finishing what was in flight
+    }
+    CHECK(compare_backing(model, {{files / "image", 0, disk_bytes}}) == disk_bytes);
+}
+
+TEST_CASE("a VMM that lost its rings finds every acknowledged write", "[reconnect]") {
+    temporary_directory files(built_program("."));
+    test_daemon daemon(one_disk(files / "image"));
+    test_guest guest(daemon.socket("d"), loaded_guest(false, 4));
+    std::vector<std::byte> model(disk_bytes);
+    model_run run(guest.driver, model, test_seed(510));
+    random_source random(test_seed(511));
+    for (uint64_t round = scaled(20, 4); round > 0; round--) {
+        leave(guest, run, random);
+        guest.device.reconnect();
+        guest.driver.start();
+        run.settle_lost();
+        run.run(60);
+    }
+    CHECK(compare_backing(model, {{files / "image", 0, disk_bytes}}) == disk_bytes);
+}
+
+TEST_CASE("a daemon that is killed under load and started again answers each request once",
+          "[crash]") {
+    unsigned queues = GENERATE(1u, 4u);
+    temporary_directory files(built_program("."));
+    test_daemon daemon(one_disk(files / "image"));
+    test_guest guest(daemon.socket("d"), loaded_guest(true, queues));
+    std::vector<std::byte> model(disk_bytes);
+    run_options mix;
+    mix.max_bytes = 1 << 20; // large and small together, so that they finish in another order
+    model_run run(guest.driver, model, test_seed(520 + queues), mix);
+    random_source random(test_seed(530 + queues));
+    // A kill counts when the rings alone would not tell what is left to do: then it was the
+    // in-flight area that did.
+    uint64_t rounds = 0;
+    uint64_t out_of_order = 0;
+    uint64_t least = std::max<uint64_t>(10, scaled(12));
+    while (rounds < least || (out_of_order < least / 3 && rounds < 10 * least)) {
+        INFO("round " << rounds);
+        rounds++;
+        run.start(uint64_t{1} << 40);
+        for (uint64_t steps = random.between(1, 60); steps > 0; steps--) {
+            run.step();
+        }
+        usleep(static_cast<useconds_t>(random.below(500)));
+        daemon.kill();
+        bool in_order = true;
+        for (unsigned q = 0; q < queues; q++) {
+            in_order = in_order && guest.driver.queue(q).used_in_order();
+        }
+        out_of_order += in_order ? 0 : 1;
+        daemon.start();
+        guest.device.reconnect();
+        guest.driver.resume();
+        // A completion of what is not in flight throws; what never completes times out.
+        run.drain();
+    }
+    CHECK(out_of_order >= least / 3);
+    run.run(200);
+    CHECK(compare_backing(model, {{files / "image", 0, disk_bytes}}) == disk_bytes);
+}
+
+TEST_CASE("a daemon that ends by SIGTERM under load has answered what it took", "[crash]") {
+    temporary_directory files(built_program("."));
+    test_daemon daemon(one_disk(files / "image"));
+    test_guest guest(daemon.socket("d"), loaded_guest(false, 4));
+    std::vector<std::byte> model(disk_bytes);
+    model_run run(guest.driver, model, test_seed(540));
+    for (int round = 0; round < 3; round++) {
+        run.start(uint64_t{1} << 40);
+        for (int steps = 0; steps < 20; steps++) {
+            run.step();
+        }
+        CHECK(daemon.terminate() == 0);
+        daemon.start();
+        guest.device.reconnect();
+        guest.driver.resume();
+        run.drain();
+    }
+    CHECK(compare_backing(model, {{files / "image", 0, disk_bytes}}) == disk_bytes);
+}
+
+} // namespace vql::guest
