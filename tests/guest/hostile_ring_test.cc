@@ -63,6 +63,18 @@ const broken_ring broken_rings[] = {
          b.set(1, b.data, 512, desc_next | desc_write, 1);
          b.go(0);
      }},
+    {"a chain of empty descriptors that loops",
+     [](ring_breaker& b) {
+         b.set_good_read();
+         b.set(1, b.data, 0, desc_next | desc_write, 1);
+         b.go(0);
+     }},
+    {"an indirect table of empty descriptors that loops",
+     [](ring_breaker& b) {
+         b.set_good_table();
+         b.table()[1] = {b.data, 0, desc_next | desc_write, 1};
+         b.go(0);
+     }},
     {"a chain that loops over all descriptors",
      [](ring_breaker& b) {
          for (uint16_t i = 0; i < b.queue().size(); i++) {
@@ -75,6 +87,7 @@ const broken_ring broken_rings[] = {
      [](ring_breaker& b) {
          b.set_good_read();
          b.set(1, b.data, 512, desc_next | desc_write, b.queue().size());
+         b.set(b.queue().size(), b.status, 1, desc_write); // right, but for where it is
          b.go(0);
      }},
     {"next far out of range",
@@ -86,6 +99,7 @@ const broken_ring broken_rings[] = {
     {"a head out of range",
      [](ring_breaker& b) {
          b.set_good_read();
+         b.set(b.queue().size(), b.header, 16, desc_next, 1);
          b.go(b.queue().size());
      }},
     {"the largest head",
@@ -144,6 +158,7 @@ const broken_ring broken_rings[] = {
      [](ring_breaker& b) {
          b.set_good_table();
          b.table()[1].next = 3;
+         b.table()[3] = b.table()[2];
          b.go(0);
      }},
     {"readable behind writable",

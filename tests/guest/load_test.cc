@@ -27,10 +27,9 @@ std::string many_null_disks() {
 
 std::vector<std::unique_ptr<test_guest>> attach_all(test_daemon& daemon, unsigned depth) {
     guest_options options;
-    options.memory_bytes = 2 << 20;
+    options.memory_bytes = 4 << 20;
     options.blk.depth = depth;
-    options.blk.indirect = false;
-    std::vector<std::unique_ptr<test_guest>> guests;
+        std::vector<std::unique_ptr<test_guest>> guests;
     for (unsigned i = 0; i < disks; i++) {
         guests.push_back(std::make_unique<test_guest>(daemon.socket(name_of(i)), options));
         REQUIRE(guests.back()->driver.flush().status == blk_ok);
@@ -62,39 +61,51 @@ TEST_CASE("one poller serves 64 busy disks so that none gets less than half its 
     if (sanitized_build()) {
         SKIP("rates are not measured in a sanitizer build");
     }
-    constexpr unsigned depth = 32; // more than the driver takes at one visit, so the poller decides
+    // Long chains that stay in the ring as they are, and are made available again and again: so the
+    // poller has far more to do for each than the driver, is never done, and its choice decides.
+    constexpr uint16_t depth = 32;
+    constexpr uint16_t pieces = 100;
     test_daemon daemon(many_null_disks());
     auto guests = attach_all(daemon, depth);
-    std::vector<uint64_t> done(disks);
+    std::vector<uint16_t> seen(disks);
     for (unsigned i = 0; i < disks; i++) {
-        uint64_t buffer = guests[i]->memory->allocate(4096, 4096);
-        for (unsigned n = 0; n < depth; n++) {
-            blk_request* request = guests[i]->driver.acquire(0);
-            guests[i]->driver.shape(*request, blk_op::read, 8 * n, buffer, 4096);
-            REQUIRE(guests[i]->driver.submit(*request));
+        guest_memory& memory = *guests[i]->memory;
+        virtqueue_driver& queue = guests[i]->driver.queue(0);
+        uint64_t buffer = memory.allocate(sector_bytes * pieces + 17);
+        *memory.as<blk_header>(buffer + sector_bytes * pieces) = {0, 0, 8};
+        uint64_t tables = memory.allocate(desc_table_bytes(pieces + 2));
+        auto* table = memory.as<vring_descriptor>(tables);
+        table[0] = {buffer + sector_bytes * pieces, sizeof(blk_header), desc_next, 1};
+        for (uint16_t n = 1; n <= pieces; n++) {
+            table[n] = {buffer + sector_bytes * (n - 1u), sector_bytes, desc_next | desc_write,
+                        static_cast<uint16_t>(n + 1)};
+        }
+        table[pieces + 1] = {buffer + sector_bytes * pieces + 16, 1, desc_write, 0};
+        seen[i] = queue.used_index();
+        for (uint16_t head = 0; head < depth; head++) {
+            queue.descriptor(head) = {
+                tables, static_cast<uint32_t>(desc_table_bytes(pieces + 2)), desc_indirect, 0};
+            queue.publish_head(head);
         }
     }
     for (auto& guest : guests) {
-        guest->driver.ring(0);
+        guest->driver.queue(0).kick();
     }
-    // Round robin, equal depth on all: what comes back is submitted again at once.
+    // Round robin, equal depth on all: what comes back is made available at once.
+    std::vector<uint64_t> done(disks);
     deadline until(milliseconds(3000));
     while (!until.passed()) {
         for (unsigned i = 0; i < disks; i++) {
-            blk_driver& driver = guests[i]->driver;
-            bool any = false;
-            for (unsigned n = 0; n < depth / 2; n++) {
-                blk_request* request = driver.poll(0);
-                if (request == nullptr) {
-                    break;
-                }
-                done[i]++;
-                driver.submit(*request);
-                any = true;
+            virtqueue_driver& queue = guests[i]->driver.queue(0);
+            uint16_t used = queue.used_index();
+            if (used == seen[i]) {
+                continue;
             }
-            if (any) {
-                driver.ring(0);
+            done[i] += static_cast<uint16_t>(used - seen[i]);
+            for (; seen[i] != used; seen[i]++) {
+                queue.publish_head(static_cast<uint16_t>(queue.used_element(seen[i]).id));
             }
+            queue.kick_if_wanted();
         }
     }
     uint64_t total = 0;
@@ -105,12 +116,10 @@ TEST_CASE("one poller serves 64 busy disks so that none gets less than half its 
     INFO("requests in 3 s: " << total << ", least of a disk " << *least << ", most " << *most);
     CHECK(*least >= total / disks / 2);
     CHECK(total > 64 * depth);
-    auto stats = daemon.control().result({{"op", "stats"}});
-    CHECK(stats.at("pollers").size() == 1);
-    for (auto& guest : guests) {
-        while (guest->driver.in_flight() != 0) {
-            guest->driver.next();
-        }
+    // It was I/O: the last request of each disk ended well.
+    for (unsigned i = 0; i < disks; i++) {
+        CHECK(guests[i]->driver.queue(0).used_element(static_cast<uint16_t>(seen[i] - 1)).len ==
+              sector_bytes * pieces + 1);
     }
 }
 

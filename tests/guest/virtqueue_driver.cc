@@ -17,7 +17,8 @@ virtqueue_driver::virtqueue_driver(guest_memory& memory, const virtqueue_options
     : memory_(memory), options_(options), kick_fd_(make_eventfd()), call_fd_(make_eventfd()),
       err_fd_(make_eventfd()), heads_(options.size), next_(options.size) {
     // The least alignment that the specification allows, so that a device that wants more fails.
-    desc_gpa_ = memory.allocate_in_one_slot(desc_table_bytes(size()), 64, 16);
+    // One entry more than the table has, for tests that point there.
+    desc_gpa_ = memory.allocate_in_one_slot(desc_table_bytes(size() + 1u), 64, 16);
     avail_gpa_ = memory.allocate_in_one_slot(avail_ring_bytes(size()), 16, 2);
     used_gpa_ = memory.allocate_in_one_slot(used_ring_bytes(size()), 16, 4);
     if (options.max_indirect != 0) {
@@ -30,7 +31,7 @@ virtqueue_driver::virtqueue_driver(guest_memory& memory, const virtqueue_options
 }
 
 virtqueue_driver::~virtqueue_driver() {
-    memory_.free(desc_gpa_, desc_table_bytes(size()));
+    memory_.free(desc_gpa_, desc_table_bytes(size() + 1u));
     memory_.free(avail_gpa_, avail_ring_bytes(size()));
     memory_.free(used_gpa_, used_ring_bytes(size()));
     if (options_.max_indirect != 0) {
@@ -39,7 +40,7 @@ virtqueue_driver::~virtqueue_driver() {
 }
 
 void virtqueue_driver::reset() {
-    std::memset(desc_, 0, desc_table_bytes(size()));
+    std::memset(desc_, 0, desc_table_bytes(size() + 1u));
     std::memset(avail_, 0, avail_ring_bytes(size()));
     std::memset(used_, 0, used_ring_bytes(size()));
     for (uint16_t i = 0; i < size(); i++) {

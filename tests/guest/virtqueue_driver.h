@@ -83,7 +83,8 @@ class virtqueue_driver {
     // Empty rings, as after a device reset; what was in flight is forgotten.
     void reset();
 
-    // Raw access for hostile tests; the indexes of the driver know nothing of it.
+    // Raw access for hostile tests; the indexes of the driver know nothing of it. Entry size() is
+    // there, behind the end of the table.
     vring_descriptor& descriptor(uint16_t index) { return desc_[index]; }
     uint64_t indirect_table(uint16_t head) const;
     // Makes the chain that begins at head available, whatever it is.

@@ -103,14 +103,19 @@ result<void> serve(const config& c) {
 
 int run(int argc, char** argv) {
     const flags f = parse_flags(argc, argv);
+    config defaults;
+    if (auto ok = override_daemon(f.daemon, defaults); !ok) {
+        log_error("command line: " + ok.failure().text);
+        return 2; // like any other wrong use
+    }
     auto c = load_config(f.config_path);
     if (!c) {
         log_error(c.failure().text);
         return 1;
     }
-    if (auto ok = override_daemon(f.daemon, *c); !ok) {
+    if (auto ok = override_daemon(f.daemon, *c); !ok) { // by the same rules, now for good
         log_error("command line: " + ok.failure().text);
-        return 2; // like any other wrong use
+        return 2;
     }
     if (f.check) {
         std::printf("%s: ok\n", f.config_path.c_str());

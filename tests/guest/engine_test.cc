@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// What is particular to the kinds of targets: block devices, pinned memory, storage that fails.
+#include "e2e.h"
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <unistd.h>
+
+namespace vql::guest {
+namespace {
+
+using Catch::Matchers::ContainsSubstring;
+
+constexpr uint64_t disk_bytes = 32 << 20;
+
+// A loop device over a file; path() is empty, and refusal() says why, where none can be had.
+class loop_device {
+  public:
+    explicit loop_device(const std::string& file) {
+        command_result made =
+            run_command({"losetup", "--find", "--show", "--direct-io=on", file});
+        if (made.status != 0 || access(first_line(made.out).c_str(), R_OK | W_OK) != 0)
+            refusal_ = "no loop device: " + made.err;
+        if (made.status == 0)
+            path_ = first_line(made.out);
+    }
+    loop_device(const loop_device&) = delete;
+    loop_device& operator=(const loop_device&) = delete;
+    ~loop_device() {
+        if (!path_.empty())
+            run_command({"losetup", "--detach", path_});
+    }
+    const std::string& path() const { return path_; }
+    const std::string& refusal() const { return refusal_; }
+
+  private:
+    static std::string first_line(const std::string& text) {
+        return text.substr(0, text.find('\n'));
+    }
+    std::string path_, refusal_;
+};
+
+} // namespace
+
+TEST_CASE("a block device carries verified I/O, and belongs to one user", "[engine]") {
+    temporary_directory files(built_program("."));
+    const std::string file = files / "image";
+    make_file(file, disk_bytes);
+    loop_device loop(file);
+    if (!loop.refusal().empty())
+        SKIP(loop.refusal());
+    std::vector<std::byte> model(disk_bytes);
+    {
+        test_daemon daemon(file_target("t", loop.path()) + disk_on("d", "t", "queues = 2\n"));
+        guest_options options;
+        options.blk.queues = 2;
+        options.blk.depth = 16;
+        test_guest guest(daemon.socket("d"), options);
+        model_run run(guest.driver, model, test_seed(700));
+        run.run(scaled(4000, 100));
+        CHECK(run.counts().discard.count > 0);
+        CHECK(run.counts().write_zeroes.count > 0);
+
+        // Nobody else gets it while it is served.
+        const auto mount = run_command({"mkfs.ext4", "-q", loop.path()});
+        CHECK(mount.status != 0);
+    }
+    CHECK(compare_backing(model, {{loop.path(), 0, disk_bytes}}) == disk_bytes);
+}
+
+TEST_CASE("guest memory pinned for the rings carries verified I/O, and can change", "[engine]") {
+    temporary_directory files(built_program("."));
+    const std::string file = files / "image";
+    make_file(file, disk_bytes);
+    test_daemon daemon(file_target("t", file) + disk_on("d", "t", "queues = 2\n"),
+                       {"--register-memory", "always"});
+    std::vector<std::byte> model(disk_bytes);
+    for (uint64_t round = 0; round < 3; round++) {
+        guest_options options;
+        options.slots = 8;
+        options.blk.queues = 2;
+        options.blk.depth = 16;
+        options.vhost.slots_one_by_one = round == 1; // each slot pins anew
+        test_guest guest(daemon.socket("d"), options);
+        model_run run(guest.driver, model, test_seed(710 + round));
+        run.run(scaled(3000, 100));
+        guest.driver.stop();
+    }
+    CHECK(compare_backing(model, {{file, 0, disk_bytes}}) == disk_bytes);
+}
+
+TEST_CASE("storage that fails gives the guest an error, and the operator the reason", "[engine]") {
+    temporary_directory files(built_program("."));
+    const std::string file = files / "image";
+    make_file(file, disk_bytes);
+    test_daemon daemon(file_target("t", file) + disk_on("d", "t"));
+    test_guest guest(daemon.socket("d"));
+    std::vector<std::byte> data(8192, std::byte{0x5a});
+    REQUIRE(guest.driver.write(0, data).status == blk_ok);
+
+    // Someone cuts the file short behind the daemon's back.
+    REQUIRE(truncate(file.c_str(), 1 << 20) == 0);
+    CHECK(guest.driver.read((2 << 20) / 512, data).status == blk_ioerr);
+    CHECK(daemon.wait_log("target t"));
+    CHECK_THAT(daemon.log(), ContainsSubstring("failed, the last a read at byte 2097152"));
+
+    // The rest of the disk is not touched by that.
+    CHECK(guest.driver.read(0, data).status == blk_ok);
+    CHECK(data == std::vector<std::byte>(8192, std::byte{0x5a}));
+}
+
+} // namespace vql::guest
