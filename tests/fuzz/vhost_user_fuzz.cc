@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // Hostile vhost-user clients: the input is a list of sends to a real vhost_user_server over a real
-// socket, with real descriptors. Its queues are started and stopped by a host that checks what it is
-// given. A record is: how many descriptors of which kind (1 byte), length (2 bytes), that many bytes.
+// socket, with real descriptors. Its queues are started and stopped by a host that checks what it
+// is given. A record is: how many descriptors of which kind (1 byte), length (2 bytes), that many
+// bytes.
 #include "fuzz/fuzz.h"
 
 #include "base/event_loop.h"

@@ -84,7 +84,7 @@ void event_loop::run_once(int timeout_ms) {
     for (int i = 0; i < n; i++) {
         auto it = callbacks_.find(events[size_t(i)].data.fd);
         if (it == callbacks_.end())
-            continue; // removed by an earlier callback of this round
+            continue;           // removed by an earlier callback of this round
         auto keep = it->second; // a callback may remove itself
         (*keep)(events[size_t(i)].events);
     }

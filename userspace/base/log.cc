@@ -19,7 +19,9 @@ constexpr std::array<level_name, 4> names = {
     {{"error", "<3>"}, {"warning", "<4>"}, {"info", "<6>"}, {"debug", "<7>"}}};
 } // namespace
 
-void set_log_level(log_level level) { threshold.store(level, std::memory_order_relaxed); }
+void set_log_level(log_level level) {
+    threshold.store(level, std::memory_order_relaxed);
+}
 
 void log(log_level level, std::string_view message) {
     static const bool journal = std::getenv("JOURNAL_STREAM") != nullptr;

@@ -14,9 +14,17 @@ void set_log_level(log_level level);
 // Any thread; one write(2) a line, so that lines of two threads do not mix.
 void log(log_level level, std::string_view message);
 
-inline void log_error(std::string_view message) { log(log_level::error, message); }
-inline void log_warning(std::string_view message) { log(log_level::warning, message); }
-inline void log_info(std::string_view message) { log(log_level::info, message); }
-inline void log_debug(std::string_view message) { log(log_level::debug, message); }
+inline void log_error(std::string_view message) {
+    log(log_level::error, message);
+}
+inline void log_warning(std::string_view message) {
+    log(log_level::warning, message);
+}
+inline void log_info(std::string_view message) {
+    log(log_level::info, message);
+}
+inline void log_debug(std::string_view message) {
+    log(log_level::debug, message);
+}
 
 } // namespace vql

@@ -19,7 +19,6 @@ namespace {
 
 using nlohmann::json;
 using vql::client;
-using vql::result;
 using clock = std::chrono::steady_clock;
 
 // disk rm drains the disk first.
@@ -98,7 +97,8 @@ void define_disk_add(CLI::App& command, json& request) {
     size("--size", "size", "size, if not all of that; bytes or with K, M, G, T");
     size("--chunk-size", "chunk_size", "a power of two, 64K to 1G; default: the largest that fits");
     integer("--queues", "queues", "virtqueues, 1 to 64; default 1");
-    integer("--queue-size", "queue_size", "the largest ring its guest may use: a power of two, 2 to 1024; default 1024");
+    integer("--queue-size", "queue_size",
+            "the largest ring its guest may use: a power of two, 2 to 1024; default 1024");
     command.add_flag_callback(
         "--read-only", [&request] { request["read_only"] = true; }, "refuse writes");
     text(command, "--vhost-socket", "socket", "its vhost-user socket; default: RUN_DIR/NAME.sock");

@@ -40,8 +40,8 @@ result<object> open_object(const char* wanted) {
     bpf_object_open_opts options{};
     options.sz = sizeof(options);
     options.object_name = "vqlane";
-    object o(bpf_object__open_mem(vql_maps_bpf_start,
-                                  size_t(vql_maps_bpf_end - vql_maps_bpf_start), &options));
+    object o(bpf_object__open_mem(vql_maps_bpf_start, size_t(vql_maps_bpf_end - vql_maps_bpf_start),
+                                  &options));
     if (!o)
         return errno_error("BPF object", errno);
     bpf_map* map = nullptr;
@@ -138,8 +138,8 @@ std::string bpf_maps::disk_dir(const std::string& name) const {
     return dir_ + "/" + safe;
 }
 
-result<shared_array> bpf_maps::make(const std::string& name, const char* map_name,
-                                    uint32_t entries, size_t value_bytes) {
+result<shared_array> bpf_maps::make(const std::string& name, const char* map_name, uint32_t entries,
+                                    size_t value_bytes) {
     shared_array a;
     a.entries_ = entries;
     a.stride_ = (value_bytes + 7) & ~size_t{7}; // as the kernel lays out array maps

@@ -2,7 +2,8 @@
 // The BPF maps of the daemon: the one place that knows libbpf.
 //
 // Each disk has a statistics map and an extent table that pollers use as plain memory, and that BPF
-// programs and bpftool read as maps. Where BPF is not permitted the same bytes are anonymous memory.
+// programs and bpftool read as maps. Where BPF is not permitted the same bytes are anonymous
+// memory.
 #pragma once
 
 #include "base/fd.h"
@@ -55,9 +56,10 @@ class shared_array {
 
 class bpf_maps {
   public:
-    // Make @dir on a BPF file system, hold it for this process alone, remove what a dead daemon left
-    // there, load and pin the outer map. With bpf_mode::automatic a kernel that refuses is told once
-    // in the log, and the maps become anonymous memory; bpf_mode::required makes that an error.
+    // Make @dir on a BPF file system, hold it for this process alone, remove what a dead daemon
+    // left there, load and pin the outer map. With bpf_mode::automatic a kernel that refuses is
+    // told once in the log, and the maps become anonymous memory; bpf_mode::required makes that an
+    // error.
     static result<std::unique_ptr<bpf_maps>> open(const std::string& dir, bpf_mode mode);
     ~bpf_maps();
 

@@ -40,9 +40,9 @@ struct disk_config {
     uint64_t bytes = 0;       // 0: the sum of the extents
     uint64_t chunk_bytes = 0; // 0: the largest that fits
     bool read_only = false;
-    uint32_t queues = 1;       // 1…VQL_MAX_QUEUES
+    uint32_t queues = 1;        // 1…VQL_MAX_QUEUES
     uint32_t queue_size = 1024; // the largest ring a guest may use; power of two
-    std::string socket;        // empty: RUN_DIR/NAME.sock
+    std::string socket;         // empty: RUN_DIR/NAME.sock
     uint32_t socket_mode = 0600;
 };
 

@@ -21,8 +21,12 @@ namespace {
 constexpr size_t max_line = 1 << 20;
 constexpr size_t max_clients = 64;
 
-json success(json value) { return {{"ok", true}, {"result", std::move(value)}}; }
-json failure(const std::string& text) { return {{"ok", false}, {"error", text}}; }
+json success(json value) {
+    return {{"ok", true}, {"result", std::move(value)}};
+}
+json failure(const std::string& text) {
+    return {{"ok", false}, {"error", text}};
+}
 
 // A key of a request, of the type wanted; nothing else may be in there.
 struct request_error {
@@ -41,7 +45,8 @@ T key(const json& request, const char* name, const char* type, bool (json::*is)(
 
 void allow_keys(const json& request, std::initializer_list<const char*> names) {
     for (const auto& item : request.items())
-        if (std::none_of(names.begin(), names.end(), [&](const char* n) { return item.key() == n; }))
+        if (std::none_of(names.begin(), names.end(),
+                         [&](const char* n) { return item.key() == n; }))
             throw request_error{item.key() + ": unknown key"};
 }
 
@@ -157,8 +162,8 @@ void control_socket::dispatch(const std::shared_ptr<client>& c, const json& requ
     }
     if (op == "disk_rm") {
         allow_keys(request, {"op", "name", "force"});
-        const bool force =
-            request.contains("force") && key<bool>(request, "force", "a boolean", &json::is_boolean);
+        const bool force = request.contains("force") &&
+                           key<bool>(request, "force", "a boolean", &json::is_boolean);
         const auto name = key<std::string>(request, "name", "a string", &json::is_string);
         return server_.remove_disk(name, force, finish);
     }
@@ -178,7 +183,8 @@ void control_socket::dispatch(const std::shared_ptr<client>& c, const json& requ
             return reply(c, failure("disk " + only + " does not exist"));
         return reply(c, success(stats(only)));
     }
-    reply(c, failure("op: " + op + " is unknown (known: disk_list, disk_add, disk_rm, "
+    reply(c, failure("op: " + op +
+                     " is unknown (known: disk_list, disk_add, disk_rm, "
                      "disk_resize, stats)"));
 }
 

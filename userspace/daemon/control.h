@@ -20,7 +20,8 @@ class control_socket {
     control_socket(event_loop& loop, server& s) : loop_(loop), server_(s) {}
     ~control_socket();
 
-    // Listen on RUN_DIR/control.sock. The run directory is locked by us: a socket there is a dead one.
+    // Listen on RUN_DIR/control.sock. The run directory is locked by us: a socket there is a dead
+    // one.
     result<void> listen(const std::string& run_dir);
 
   private:

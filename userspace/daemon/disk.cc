@@ -69,7 +69,9 @@ void disk::apply_volume(volume v) {
     geometry_.sectors = volume_.bytes >> VQL_SECTOR_SHIFT;
 }
 
-void disk::close(std::function<void()> done) { server_->close(std::move(done)); }
+void disk::close(std::function<void()> done) {
+    server_->close(std::move(done));
+}
 
 // Queues go round the pollers, each disk beginning one further on.
 poller& disk::poller_of(const virtqueue& q) const {
@@ -101,10 +103,12 @@ void disk::stop_queue(virtqueue& vq, std::function<void()> done) {
     p.post([&p, &q, done = std::move(done)]() mutable { p.remove_queue(q, std::move(done)); });
 }
 
-void disk::with_queue(virtqueue& q, std::function<void()> fn) { poller_of(q).post(std::move(fn)); }
+void disk::with_queue(virtqueue& q, std::function<void()> fn) {
+    poller_of(q).post(std::move(fn));
+}
 
-// Pinned memory saves the kernel a look-up of pages in each request, at the price of all of it being
-// resident: by default only where it is anyway, in huge pages.
+// Pinned memory saves the kernel a look-up of pages in each request, at the price of all of it
+// being resident: by default only where it is anyway, in huge pages.
 void disk::memory_mapped(guest_memory& m) {
     if (services_.registration == memory_registration::never)
         return;

@@ -99,8 +99,8 @@ result<void> poller::set_up() {
     if (auto ok = uring_.open(ring_); !ok)
         return error{who + ": " + ok.failure().text};
 
-    requests_ = mapping::map(-1, pool_size * sizeof(request),
-                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
+    requests_ =
+        mapping::map(-1, pool_size * sizeof(request), MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
     wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (!requests_ || !wake_)
         return errno_error(who, errno);
@@ -239,7 +239,6 @@ bool poller::reap() {
     return true;
 }
 
-
 // Requests that found the engine full, first come first served.
 bool poller::retry_waiting() {
     bool work = false;
@@ -370,8 +369,8 @@ void poller::submit(request& r) {
             return; // goes on when a part is done
         const vql_remap to = vql_remap_lookup(&q.table, vql_extent_table_at, q.table.chunk_shift,
                                               r.sector, r.left >> VQL_SECTOR_SHIFT);
-        target* t = to.verdict == VQL_SERVE ? targets_[to.target].load(std::memory_order_acquire)
-                                            : nullptr;
+        target* t =
+            to.verdict == VQL_SERVE ? targets_[to.target].load(std::memory_order_acquire) : nullptr;
         if (VQL_UNLIKELY(!t)) {
             r.io.status = VQL_STATUS_IOERR;
             r.left = 0;

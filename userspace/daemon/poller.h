@@ -42,14 +42,15 @@ struct served_queue {
     vql_disk_stats* stats = nullptr;
     std::function<void()> broken; // posted to the control thread when the driver breaks the ring
 
-    // busy: in the round. idle: waits for a kick, or is broken. draining: leaves when all is answered.
+    // busy: in the round. idle: waits for a kick, or is broken. draining: leaves when all is
+    // answered.
     enum class state : uint8_t { detached, busy, idle, draining };
     state now = state::detached;
     bool to_publish = false; // used entries were pushed in this round
     bool kick_armed = false; // a multishot poll on the kick eventfd is out
     bool disarming = false;  // … and its removal was asked for
     uint32_t in_flight = 0;
-    size_t resubmitted = 0;  // of vq->resubmit
+    size_t resubmitted = 0; // of vq->resubmit
     uint64_t last_work_ns = 0;
     std::function<void()> drained; // posted when draining ends
 };
@@ -67,9 +68,9 @@ struct alignas(64) request {
     uint32_t nsegs;
     uint16_t head;
     uint16_t parts; // pieces in flight
-    uint64_t skip; // bytes of *seg already submitted
-    request* next; // free list, or the list of those waiting for room
-    bool waiting;  // in the latter
+    uint64_t skip;  // bytes of *seg already submitted
+    request* next;  // free list, or the list of those waiting for room
+    bool waiting;   // in the latter
     vql_chain chain;
 };
 
@@ -168,7 +169,7 @@ class poller {
     size_t queues_ = 0; // added and not removed
     std::vector<pinned> memory_;
     bool broke_ = false; // a busy queue's ring broke in this round
-    size_t first_ = 0; // the busy queue whose turn it is to go first
+    size_t first_ = 0;   // the busy queue whose turn it is to go first
 
     unique_fd wake_;
     std::mutex mutex_; // guards mailbox_

@@ -169,7 +169,8 @@ void server::remove_disk(const std::string& name, bool force, completion done) {
     if (std::find(leaving_.begin(), leaving_.end(), name) != leaving_.end())
         return done(error{"disk " + name + " is being removed already"});
     if (d->connected() && !force)
-        return done(error{"disk " + name + " has a guest connected; detach it there first, or "
+        return done(error{"disk " + name +
+                          " has a guest connected; detach it there first, or "
                           "remove the disk with --force"});
     leaving_.push_back(name);
     d->close([this, d, name, done] {

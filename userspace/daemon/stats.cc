@@ -28,16 +28,23 @@ double percentile(std::span<const __u64> buckets, uint64_t (*floor)(uint32_t), d
 
 namespace {
 
-uint64_t latency_floor(uint32_t i) { return vql_latency_bucket_floor(i); }
-uint64_t size_floor(uint32_t i) { return 512ull << i; }
+uint64_t latency_floor(uint32_t i) {
+    return vql_latency_bucket_floor(i);
+}
+uint64_t size_floor(uint32_t i) {
+    return 512ull << i;
+}
 
-uint64_t rounded(double d) { return uint64_t(d + 0.5); }
+uint64_t rounded(double d) {
+    return uint64_t(d + 0.5);
+}
 
 } // namespace
 
 nlohmann::json op_figures(const vql_op_stats& s) {
     const auto at = [&](double fraction) { // no figure is beyond the largest one seen
-        return std::min<uint64_t>(rounded(percentile(s.latency, latency_floor, fraction)), s.max_ns);
+        return std::min<uint64_t>(rounded(percentile(s.latency, latency_floor, fraction)),
+                                  s.max_ns);
     };
     return {{"count", s.count},
             {"bytes", s.bytes},

@@ -36,13 +36,16 @@ result<uint32_t> choose_chunk_shift(const disk_config& c, const volume& v) {
     if (c.chunk_bytes) {
         const auto wanted = uint32_t(std::countr_zero(c.chunk_bytes));
         if (wanted > fits)
-            return error{"disk " + c.name + ": extent offsets and lengths are not multiples of "
-                         "chunk_size " + std::to_string(c.chunk_bytes) + " (the largest that fits is " +
+            return error{"disk " + c.name +
+                         ": extent offsets and lengths are not multiples of "
+                         "chunk_size " +
+                         std::to_string(c.chunk_bytes) + " (the largest that fits is " +
                          std::to_string(1ull << fits) + ")"};
         return wanted;
     }
     if (fits < VQL_MIN_CHUNK_SHIFT)
-        return error{"disk " + c.name + ": extent offsets, and all lengths but the last, must be "
+        return error{"disk " + c.name +
+                     ": extent offsets, and all lengths but the last, must be "
                      "multiples of 64K"};
     return fits;
 }
@@ -78,7 +81,8 @@ result<volume> plan_volume(const disk_config& c, const target_set& targets) {
     v.chunk_shift = *shift;
     // The table is an array of at most 2^32 entries, and 16 M is what we were built for.
     if (v.bytes >> v.chunk_shift > 16u << 20)
-        return error{"disk " + c.name + ": more than 16 million chunks; choose a larger chunk_size"};
+        return error{"disk " + c.name +
+                     ": more than 16 million chunks; choose a larger chunk_size"};
     return v;
 }
 
@@ -88,8 +92,7 @@ void write_extents(const volume& v, std::span<uint64_t> words) {
         const uint64_t first = p.offset >> v.chunk_shift;
         const uint64_t chunks = (p.bytes + (1ull << v.chunk_shift) - 1) >> v.chunk_shift;
         for (uint64_t i = 0; i < chunks && at < words.size(); i++, at++)
-            __atomic_store_n(&words[at],
-                             vql_extent_word(VQL_EXTENT_MAPPED, p.where->id, first + i),
+            __atomic_store_n(&words[at], vql_extent_word(VQL_EXTENT_MAPPED, p.where->id, first + i),
                              __ATOMIC_RELAXED);
     }
 }

@@ -14,12 +14,12 @@
 namespace vql {
 
 struct volume {
-    std::vector<claim> parts;      // in the disk's order; all but the last of whole chunks
-    std::vector<target*> targets;  // each once: what a flush has to reach
-    uint64_t bytes = 0;            // capacity
+    std::vector<claim> parts;     // in the disk's order; all but the last of whole chunks
+    std::vector<target*> targets; // each once: what a flush has to reach
+    uint64_t bytes = 0;           // capacity
     uint32_t chunk_shift = 0;
-    uint32_t block_bytes = 512;    // the largest logical block of its targets
-    bool discard = true;           // all of its targets can
+    uint32_t block_bytes = 512; // the largest logical block of its targets
+    bool discard = true;        // all of its targets can
 
     uint32_t chunks() const { return uint32_t((bytes + (1ull << chunk_shift) - 1) >> chunk_shift); }
 };

@@ -22,15 +22,15 @@ struct request;
 struct piece {
     request* owner = nullptr;
     target* where = nullptr;
-    uint64_t offset = 0; // bytes on the target
-    uint64_t bytes = 0;  // not for FLUSH
+    uint64_t offset = 0;          // bytes on the target
+    uint64_t bytes = 0;           // not for FLUSH
     const vql_seg* seg = nullptr; // data of READ and WRITE; lives until the piece is done
     uint32_t nsegs = 0;
-    uint64_t skip = 0;     // bytes of *seg that belong to an earlier piece
-    uint8_t op = 0;        // enum vql_op
-    uint8_t flags = 0;     // enum vql_io_flags
-    bool durable = false;  // the cache is write-through: finished means on stable storage
-    int16_t buffer = -1;   // registered buffer that holds all of the data, or -1
+    uint64_t skip = 0;    // bytes of *seg that belong to an earlier piece
+    uint8_t op = 0;       // enum vql_op
+    uint8_t flags = 0;    // enum vql_io_flags
+    bool durable = false; // the cache is write-through: finished means on stable storage
+    int16_t buffer = -1;  // registered buffer that holds all of the data, or -1
 };
 
 } // namespace vql

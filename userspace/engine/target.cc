@@ -124,9 +124,9 @@ pid_t lock_holder(const struct stat& st) {
     return 0;
 }
 
-// Take the target for this process alone. The lock of a daemon that was killed goes when the last of
-// its requests has ended, which is what we have to wait for: an old write that lands after a new one
-// would undo it.
+// Take the target for this process alone. The lock of a daemon that was killed goes when the last
+// of its requests has ended, which is what we have to wait for: an old write that lands after a new
+// one would undo it.
 result<void> lock_target(const target& t, const struct stat& st) {
     constexpr int limit_ms = 30000, step_ms = 10;
     for (int waited = 0; flock(t.fd.get(), LOCK_EX | LOCK_NB) < 0; waited += step_ms) {
@@ -138,7 +138,7 @@ result<void> lock_target(const target& t, const struct stat& st) {
                          ", which holds its lock"};
         if (waited == limit_ms)
             return error{t.path + ": still locked after 30 s; a process that is gone has I/O there "
-                         "that does not end (see dmesg)"};
+                                  "that does not end (see dmesg)"};
         if (waited == 1000)
             log_warning("target " + t.name + ": waiting for I/O of an earlier process to end");
         usleep(step_ms * 1000);
@@ -160,7 +160,7 @@ result<void> open_exclusively(target& t, const struct stat& st) {
     }
     if (!fd)
         return error{t.path + ": mounted, or used by another program or by a RAID, LVM or "
-                     "device-mapper volume (see lsblk)"};
+                              "device-mapper volume (see lsblk)"};
     t.fd = std::move(fd);
     return lock_target(t, st);
 }
@@ -176,8 +176,9 @@ result<std::unique_ptr<target>> open_uring_target(std::string name, const std::s
     struct stat st {};
     if (stat(path.c_str(), &st) < 0)
         return error{path + ": " + std::strerror(errno) +
-                     (errno == ENOENT ? " (make it first, for instance: truncate -s 10G " + path + ")"
-                                      : "")};
+                     (errno == ENOENT
+                          ? " (make it first, for instance: truncate -s 10G " + path + ")"
+                          : "")};
     t->block_device = S_ISBLK(st.st_mode);
     if (!t->block_device && !S_ISREG(st.st_mode))
         return error{path + ": neither a regular file nor a block device"};

@@ -19,18 +19,18 @@ enum class target_kind : uint8_t { null, uring };
 struct target {
     std::string name;
     target_kind kind = target_kind::null;
-    uint32_t id = 0;          // index in extent words and in the registered files of each poller
-    uint64_t bytes = 0;       // usable size, a multiple of block_bytes
-    uint32_t block_bytes = 512; // logical block: 512 or 4096
+    uint32_t id = 0;             // index in extent words and in the registered files of each poller
+    uint64_t bytes = 0;          // usable size, a multiple of block_bytes
+    uint32_t block_bytes = 512;  // logical block: 512 or 4096
     uint32_t memory_align = 512; // what O_DIRECT wants of buffer addresses, a power of two
-    bool direct = false;      // opened with O_DIRECT
+    bool direct = false;         // opened with O_DIRECT
     bool block_device = false;
-    bool read_only = false;   // could be opened for reading only
-    bool discard = false;     // discard gives space back
+    bool read_only = false; // could be opened for reading only
+    bool discard = false;   // discard gives space back
     std::string path;
     unique_fd fd;
-    std::atomic<bool> zero_range{true}; // FALLOC_FL_ZERO_RANGE works
-    std::atomic<bool> punch_hole{true}; // FALLOC_FL_PUNCH_HOLE works
+    std::atomic<bool> zero_range{true};   // FALLOC_FL_ZERO_RANGE works
+    std::atomic<bool> punch_hole{true};   // FALLOC_FL_PUNCH_HOLE works
     std::atomic<bool> bdev_discard{true}; // BLOCK_URING_CMD_DISCARD works
 
     // What storage refused: written by pollers, told to the operator by the control thread.

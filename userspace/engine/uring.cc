@@ -105,8 +105,8 @@ bool uring_engine::submit(const piece& p) {
     s.retries = 0;
     s.next_waiting = nullptr;
     s.bouncing = needs_bounce(s);
-    s.how = p.op == VQL_OP_WRITE_ZEROES && !(p.flags & VQL_IO_UNMAP) ? zeroing::range
-                                                                    : zeroing::punch;
+    s.how =
+        p.op == VQL_OP_WRITE_ZEROES && !(p.flags & VQL_IO_UNMAP) ? zeroing::range : zeroing::punch;
     start(s);
     return true;
 }
@@ -120,7 +120,8 @@ bool uring_engine::needs_bounce(const slot& s) const {
     uint64_t left = p.bytes, skip = p.skip;
     for (const vql_seg* seg = p.seg; left; seg++) {
         const uint64_t here = std::min<uint64_t>(seg->bytes - skip, left);
-        if (((reinterpret_cast<uintptr_t>(seg->base) + skip) & address_mask) || (here & length_mask))
+        if (((reinterpret_cast<uintptr_t>(seg->base) + skip) & address_mask) ||
+            (here & length_mask))
             return true;
         left -= here;
         skip = 0;
@@ -248,8 +249,7 @@ void uring_engine::start_zeroes(slot& s) {
         io_uring_prep_write(e, -1, zeroes_.data(), unsigned(s.step_bytes), p.offset);
     } else {
         const int mode = s.how == zeroing::punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE;
-        io_uring_prep_fallocate(e, -1, mode | FALLOC_FL_KEEP_SIZE, off_t(p.offset),
-                                off_t(p.bytes));
+        io_uring_prep_fallocate(e, -1, mode | FALLOC_FL_KEEP_SIZE, off_t(p.offset), off_t(p.bytes));
     }
     prep_file(e, s);
 }

@@ -8,9 +8,9 @@
 // next way of doing it. All memory is allocated when the engine is made.
 #pragma once
 
-#include "engine/piece.h"
 #include "base/fd.h"
 #include "base/result.h"
+#include "engine/piece.h"
 
 #include <cstdint>
 #include <liburing.h>
@@ -61,14 +61,14 @@ class uring_engine {
     enum class zeroing : uint8_t { punch, range, write };
 
     struct slot {
-        piece p;              // offset, bytes, seg, nsegs, skip: what is left to do
-        uint64_t step_bytes;  // asked for in the step under way
-        int16_t bounce;       // index of the bounce buffer held, or -1
+        piece p;             // offset, bytes, seg, nsegs, skip: what is left to do
+        uint64_t step_bytes; // asked for in the step under way
+        int16_t bounce;      // index of the bounce buffer held, or -1
         bool bouncing;
-        bool flushing;        // the last step: FSYNC for a durable discard or write-zeroes
+        bool flushing; // the last step: FSYNC for a durable discard or write-zeroes
         zeroing how;
         uint8_t retries;
-        slot* next_waiting;   // for a bounce buffer
+        slot* next_waiting; // for a bounce buffer
     };
 
     void start(slot& s);
@@ -88,7 +88,8 @@ class uring_engine {
     std::vector<slot> slots_;
     std::vector<slot*> free_;
     std::vector<finished> done_;
-    std::vector<iovec> iovecs_; // of entries not submitted yet: the kernel copies them at submission
+    std::vector<iovec>
+        iovecs_; // of entries not submitted yet: the kernel copies them at submission
     size_t iovecs_used_ = 0;
     mapping bounce_;
     mapping zeroes_;

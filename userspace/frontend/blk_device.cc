@@ -9,7 +9,9 @@
 namespace vql {
 
 namespace {
-constexpr uint64_t bit(int n) { return uint64_t{1} << n; }
+constexpr uint64_t bit(int n) {
+    return uint64_t{1} << n;
+}
 constexpr int ring_f_indirect_desc = 28; // linux/virtio_ring.h is not C++
 constexpr int ring_f_event_idx = 29;
 } // namespace

@@ -21,6 +21,8 @@ result<void> dirty_log::open(const unique_fd& fd, uint64_t bytes, uint64_t offse
     return {};
 }
 
-bool dirty_log::lost() const { return guard_ >= 0 && guard_tripped(guard_); }
+bool dirty_log::lost() const {
+    return guard_ >= 0 && guard_tripped(guard_);
+}
 
 } // namespace vql

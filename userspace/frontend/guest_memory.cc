@@ -78,15 +78,21 @@ int add_guard(void* base, size_t bytes) {
     return -1;
 }
 
-void remove_guard(int guard) { guards[size_t(guard)].bytes.store(0, std::memory_order_release); }
+void remove_guard(int guard) {
+    guards[size_t(guard)].bytes.store(0, std::memory_order_release);
+}
 
 bool guard_tripped(int guard) {
     return guards[size_t(guard)].tripped.load(std::memory_order_acquire);
 }
 
-uint64_t guard_trips() { return trips.load(std::memory_order_acquire); }
+uint64_t guard_trips() {
+    return trips.load(std::memory_order_acquire);
+}
 
-guest_memory::~guest_memory() { clear(); }
+guest_memory::~guest_memory() {
+    clear();
+}
 
 void guest_memory::clear() {
     for (map_entry& m : maps_)
@@ -110,9 +116,8 @@ result<void> guest_memory::add(const memory_slot& slot, const unique_fd& fd) {
     for (const map_entry& m : maps_)
         if (slot.vmm - m.slot.vmm < m.slot.bytes || m.slot.vmm - slot.vmm < slot.bytes)
             return error{"memory regions overlap in the VMM's addresses"};
-    auto at = std::lower_bound(
-        regions_.begin(), regions_.end(), slot.guest,
-        [](const vql_region& r, uint64_t guest) { return r.guest < guest; });
+    auto at = std::lower_bound(regions_.begin(), regions_.end(), slot.guest,
+                               [](const vql_region& r, uint64_t guest) { return r.guest < guest; });
     if (at != regions_.end() && at->guest - slot.guest < slot.bytes)
         return error{"memory regions overlap"};
     if (at != regions_.begin() && slot.guest - at[-1].guest < at[-1].bytes)
@@ -125,8 +130,8 @@ result<void> guest_memory::add(const memory_slot& slot, const unique_fd& fd) {
     const uint64_t page = huge ? uint64_t(fs.f_bsize) : 4096;
     const uint64_t head = slot.file_offset & (page - 1);
     const uint64_t bytes = (head + slot.bytes + page - 1) & ~(page - 1);
-    mapping map = mapping::map(fd.get(), bytes, MAP_SHARED | MAP_NORESERVE,
-                               off_t(slot.file_offset - head));
+    mapping map =
+        mapping::map(fd.get(), bytes, MAP_SHARED | MAP_NORESERVE, off_t(slot.file_offset - head));
     if (!map)
         return errno_error("cannot map a memory region", errno);
     const int guard = add_guard(map.data(), bytes);

@@ -17,9 +17,9 @@
 namespace vql {
 
 struct memory_slot {
-    uint64_t guest;       // guest physical address
+    uint64_t guest; // guest physical address
     uint64_t bytes;
-    uint64_t vmm;         // the same memory's address in the VMM (ring addresses come as these)
+    uint64_t vmm; // the same memory's address in the VMM (ring addresses come as these)
     uint64_t file_offset;
 };
 
@@ -30,7 +30,8 @@ class guest_memory {
     guest_memory(const guest_memory&) = delete;
     guest_memory& operator=(const guest_memory&) = delete;
 
-    // Map @slot from @fd. Refused: empty, wrapping, overlapping, beyond the end of the file, too many.
+    // Map @slot from @fd. Refused: empty, wrapping, overlapping, beyond the end of the file, too
+    // many.
     result<void> add(const memory_slot& slot, const unique_fd& fd);
     // Unmap the slot with the same guest and VMM address and size. No queue may be running.
     result<void> remove(const memory_slot& slot);
@@ -52,10 +53,10 @@ class guest_memory {
 
   private:
     struct map_entry {
-        mapping map;        // whole pages around the region
+        mapping map; // whole pages around the region
         memory_slot slot;
         bool huge;
-        int guard;          // index of its SIGBUS guard
+        int guard; // index of its SIGBUS guard
     };
     // Parallel, both sorted by guest address.
     std::vector<vql_region> regions_;

@@ -74,11 +74,12 @@ result<void> inflight_region::open(const unique_fd& fd, uint64_t bytes, uint64_t
 inflight_queue inflight_region::queue(uint32_t index) const {
     if (index >= queues_)
         return {};
-    auto* header =
-        reinterpret_cast<inflight_header*>(start_ + index * inflight_queue::bytes(num_));
+    auto* header = reinterpret_cast<inflight_header*>(start_ + index * inflight_queue::bytes(num_));
     return {header, num_};
 }
 
-bool inflight_region::lost() const { return guard_ >= 0 && guard_tripped(guard_); }
+bool inflight_region::lost() const {
+    return guard_ >= 0 && guard_tripped(guard_);
+}
 
 } // namespace vql

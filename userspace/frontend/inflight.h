@@ -87,7 +87,8 @@ class inflight_queue {
     std::vector<uint16_t> batch_;
 };
 
-// The region of all queues of one device, made here (GET_INFLIGHT_FD) or received (SET_INFLIGHT_FD).
+// The region of all queues of one device, made here (GET_INFLIGHT_FD) or received
+// (SET_INFLIGHT_FD).
 class inflight_region {
   public:
     inflight_region() = default;
@@ -98,8 +99,8 @@ class inflight_region {
     static uint64_t bytes(uint32_t queues, uint32_t num = VQL_MAX_QUEUE_SIZE) {
         return uint64_t{queues} * inflight_queue::bytes(num);
     }
-    // A sealed, zeroed memfd for @queues queues. It has room for the largest rings: VMMs ask for one
-    // size and may give their guest another.
+    // A sealed, zeroed memfd for @queues queues. It has room for the largest rings: VMMs ask for
+    // one size and may give their guest another.
     static result<unique_fd> create(uint32_t queues);
 
     // Map a region for @queues queues of at least @num entries.

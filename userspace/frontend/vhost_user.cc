@@ -281,7 +281,8 @@ result<void> vhost_user_server::prepare_ring(ring_state& r) {
     q.resubmit.clear();
     q.inflight = inflight_ ? inflight_->queue(q.index) : inflight_queue();
     if (q.inflight && q.inflight.num() < r.num) {
-        log_info("disk " + name_ + " queue " + std::to_string(q.index) + ": the in-flight region is "
+        log_info("disk " + name_ + " queue " + std::to_string(q.index) +
+                 ": the in-flight region is "
                  "too small for it; requests in flight are lost if this daemon dies");
         q.inflight = {};
     }

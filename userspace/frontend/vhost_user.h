@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // The vhost-user front end: one disk's socket, one VMM at a time.
 //
-// Everything here runs on the control thread. A message that changes what a running queue depends on
-// first stops the queues concerned (they drain: what they took is answered), then takes effect, and
-// then whatever is complete runs (again). While that is under way no further message is read.
+// Everything here runs on the control thread. A message that changes what a running queue depends
+// on first stops the queues concerned (they drain: what they took is answered), then takes effect,
+// and then whatever is complete runs (again). While that is under way no further message is read.
 #pragma once
 
 #include "base/event_loop.h"
@@ -48,7 +48,8 @@ class vhost_user_server {
     vhost_user_server(const vhost_user_server&) = delete;
     vhost_user_server& operator=(const vhost_user_server&) = delete;
 
-    // Listen on @path. A socket that a dead daemon left there is replaced; anything else is refused.
+    // Listen on @path. A socket that a dead daemon left there is replaced; anything else is
+    // refused.
     result<void> listen(const std::string& path, uint32_t mode);
     // Drop the client, stop listening, remove the socket; @done when no queue runs any more. The
     // object may be destroyed after that, not before.
@@ -122,7 +123,7 @@ class vhost_user_server {
     std::string name_, path_;
     unique_fd listener_, client_, backend_req_;
     bool listening_ = false;
-    bool busy_ = false;  // a message or the client's end waits for queues to stop
+    bool busy_ = false;   // a message or the client's end waits for queues to stop
     bool ending_ = false; // the client is being let go
     std::vector<std::function<void()>> when_idle_; // what came up while busy
 

@@ -78,9 +78,7 @@ std::vector<vhost_user_server::ring_state*> vhost_user_server::rings_to_stop(con
     case SET_CONFIG:
     case SET_MEM_TABLE:
     case ADD_MEM_REG:
-    case REM_MEM_REG:
-        rings = all_rings();
-        break;
+    case REM_MEM_REG: rings = all_rings(); break;
     case SET_VRING_NUM:
     case SET_VRING_ADDR:
     case SET_VRING_BASE:
@@ -117,7 +115,8 @@ vhost_user_server::outcome vhost_user_server::apply(message& m) {
     case REM_MEM_REG: {
         const mem_region r = m.as<single_region>().region;
         const memory_slot slot{r.guest, r.bytes, r.vmm, r.file_offset};
-        auto ok = m.head.request == ADD_MEM_REG ? memory_.add(slot, m.fds[0]) : memory_.remove(slot);
+        auto ok =
+            m.head.request == ADD_MEM_REG ? memory_.add(slot, m.fds[0]) : memory_.remove(slot);
         return ok ? outcome{} : refuse(ok.failure().text);
     }
     case SET_LOG_BASE: return set_log_base(m);

@@ -175,8 +175,8 @@ const char* request_name(uint32_t request);
 // else the reason for the log. Numbers inside the payload are the handler's to judge.
 const char* check_message(const message& m);
 
-// Cuts a stream into messages. Usage: read at most want().size() bytes into want(), tell got(); when
-// complete() take(). After an error() the stream is useless.
+// Cuts a stream into messages. Usage: read at most want().size() bytes into want(), tell got();
+// when complete() take(). After an error() the stream is useless.
 class message_reader {
   public:
     std::span<uint8_t> want();
