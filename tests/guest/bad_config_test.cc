@@ -2,10 +2,13 @@
 // A wrong configuration starts nothing, and its error names file, line, key and what was expected.
 #include "e2e.h"
 
+#include <array>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <csignal>
 #include <filesystem>
+#include <sys/socket.h>
+#include <sys/un.h>
 
 namespace vql::guest {
 
@@ -24,9 +27,15 @@ struct failing_start {
     command_result start(const std::string& text, std::vector<std::string> more = {}) {
         write_text_file(config, text);
         std::filesystem::create_directory(run_dir());
-        std::vector<std::string> arguments = {built_program("vqlaned"), "--config",  config,
-                                              "--run-dir",              run_dir(),   "--bpf-dir",
-                                              bpf_dir(),                "--bpf",     "off"};
+        std::vector<std::string> arguments = {built_program("vqlaned"),
+                                              "--config",
+                                              config,
+                                              "--run-dir",
+                                              run_dir(),
+                                              "--bpf-dir",
+                                              bpf_dir(),
+                                              "--bpf",
+                                              "off"};
         arguments.insert(arguments.end(), more.begin(), more.end());
         return run_command(arguments);
     }
@@ -90,15 +99,16 @@ const bad_config bad_configs[] = {
     {good_target + good_disk + "queues = \"4\"\n", 8, "disk[0].queues", "integer"},
     {good_target + good_disk + "queue_size = 300\n", 8, "disk[0].queue_size",
      "300 is not a power of two between 2 and 1024"},
-    {good_target + good_disk + "queue_size = 2048\n", 8, "disk[0].queue_size", "between 2 and 1024"},
+    {good_target + good_disk + "queue_size = 2048\n", 8, "disk[0].queue_size",
+     "between 2 and 1024"},
     {good_target + good_disk + "queue_size = 1\n", 8, "disk[0].queue_size", "between 2 and 1024"},
     {good_target + good_disk + "read_only = 1\n", 8, "disk[0].read_only", "true or false"},
     {good_target + good_disk + "chunk_size = \"32K\"\n", 8, "disk[0].chunk_size", "power of two"},
     {good_target + good_disk + "chunk_size = \"96K\"\n", 8, "disk[0].chunk_size", "power of two"},
     {good_target + good_disk + "chunk_size = \"2G\"\n", 8, "disk[0].chunk_size", "power of two"},
     {good_target + good_disk + "socket_mode = \"rw\"\n", 8, "disk[0].socket_mode", "octal"},
-    {good_target + good_disk + "socket = \"/" + std::string(108, 's') + "\"\n", 8,
-     "disk[0].socket", "107"},
+    {good_target + good_disk + "socket = \"/" + std::string(108, 's') + "\"\n", 8, "disk[0].socket",
+     "107"},
     {good_target + good_disk + "colour = \"red\"\n", 8, "disk[0].colour", "unknown"},
     {good_target + good_disk + "size = \"511\"\n", 8, "disk[0].size", "512"},
     {good_target + good_disk + "size = 0\n", 8, "disk[0].size", ""},
@@ -167,9 +177,12 @@ TEST_CASE("a configuration or a target that is not there is named", "[config-fil
 }
 
 TEST_CASE("a wrong command line is a usage error", "[config-file]") {
-    for (const std::vector<std::string>& arguments :
-         {std::vector<std::string>{"--nonsense"}, {"--config"}, {"--spin", "sometimes"},
-          {"--bpf", "maybe"}, {"--pollers", "x"}, {"--log-level", "loud"}}) {
+    for (const std::vector<std::string>& arguments : {std::vector<std::string>{"--nonsense"},
+                                                      {"--config"},
+                                                      {"--spin", "sometimes"},
+                                                      {"--bpf", "maybe"},
+                                                      {"--pollers", "x"},
+                                                      {"--log-level", "loud"}}) {
         INFO(arguments.front());
         std::vector<std::string> all = {built_program("vqlaned")};
         all.insert(all.end(), arguments.begin(), arguments.end());
@@ -179,8 +192,7 @@ TEST_CASE("a wrong command line is a usage error", "[config-file]") {
     }
 }
 
-TEST_CASE("a target that another daemon serves is refused, and that one goes on",
-          "[config-file]") {
+TEST_CASE("a target that another daemon serves is refused, and that one goes on", "[config-file]") {
     temporary_directory files("/dev/shm");
     make_file(files / "image", 16 << 20);
     std::string config = file_target("t", files / "image") + disk_on("d", "t");
@@ -255,20 +267,52 @@ TEST_CASE("bpf = \"required\" without a BPF file system is refused, \"auto\" goe
     write_text_file(place.config, good_target + good_disk);
     std::filesystem::create_directory(place.run_dir());
     std::string not_bpf = place.bpf_dir() + "/vqlane";
-    command_result result = run_command({built_program("vqlaned"), "--config", place.config,
-                                         "--run-dir", place.run_dir(), "--bpf-dir", not_bpf,
-                                         "--bpf", "required"});
+    command_result result =
+        run_command({built_program("vqlaned"), "--config", place.config, "--run-dir",
+                     place.run_dir(), "--bpf-dir", not_bpf, "--bpf", "required"});
     CHECK(result.status == 1);
     CHECK_THAT(result.err, ContainsSubstring(not_bpf));
     CHECK(place.left_nothing());
 
     test_daemon daemon(good_target + good_disk, {"--bpf-dir", not_bpf, "--bpf", "auto"});
     std::string log = daemon.log();
-    size_t said = log.find("BPF");
+    size_t said = log.find("without BPF maps");
     CHECK(said != std::string::npos);
+    CHECK(log.find("without BPF maps", said + 1) == std::string::npos);
+    CHECK_THAT(log, ContainsSubstring(not_bpf));
     test_guest guest(daemon.socket("d"));
     CHECK(guest.driver.flush().status == blk_ok);
     CHECK(daemon.control().result({{"op", "stats"}}).at("disks").size() == 1);
+}
+
+TEST_CASE("the daemon tells systemd that it is ready when its sockets listen", "[config-file]") {
+    failing_start place;
+    write_text_file(place.config, good_target + good_disk);
+    std::filesystem::create_directory(place.run_dir());
+    unique_fd notify(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::string path = place.directory / "notify";
+    path.copy(address.sun_path, sizeof(address.sun_path) - 1);
+    REQUIRE(bind(notify.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
+    child_process child({built_program("vqlaned"), "--config", place.config, "--run-dir",
+                         place.run_dir(), "--bpf", "off"},
+                        place.directory / "log", place.directory / "log",
+                        {"NOTIFY_SOCKET=" + path});
+    std::string told;
+    deadline until(default_timeout());
+    while (told.find("READY=1") == std::string::npos) {
+        INFO(told);
+        REQUIRE(wait_readable(notify.get(), until));
+        std::array<char, 4096> text;
+        ssize_t bytes = recv(notify.get(), text.data(), text.size(), 0);
+        REQUIRE(bytes > 0);
+        told.append(text.data(), static_cast<size_t>(bytes)).append("\n");
+    }
+    CHECK(std::filesystem::is_socket(place.run_dir() + "/d.sock"));
+    CHECK(std::filesystem::is_socket(place.run_dir() + "/control.sock"));
+    test_guest guest(place.run_dir() + "/d.sock");
+    CHECK(guest.driver.flush().status == blk_ok);
 }
 
 TEST_CASE("SIGTERM and SIGINT end the daemon with status 0 and leave no socket", "[config-file]") {

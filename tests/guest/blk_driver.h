@@ -53,11 +53,11 @@ struct blk_result {
 struct blk_options {
     unsigned queues = 1;
     uint16_t queue_size = 128;
-    unsigned depth = 0;              // requests per queue; 0: as many as the queue has descriptors
+    unsigned depth = 0; // requests per queue; 0: as many as the queue has descriptors
     bool indirect = true;
     bool event_idx = true;
-    bool interrupts = false;         // wait on the call eventfd instead of polling the used ring
-    uint16_t first_index = 0;        // of the rings
+    bool interrupts = false;          // wait on the call eventfd instead of polling the used ring
+    uint16_t first_index = 0;         // of the rings
     uint64_t features = ~uint64_t{0}; // of those offered, what to take
     bool check_failed_used_bytes = true; // other devices count differently when a request fails
 };
@@ -66,8 +66,8 @@ class blk_driver {
   public:
     blk_driver(guest_memory& memory, transport& device, const blk_options& options = {});
 
-    // Negotiates, shares the memory and starts empty rings. Also after a device reset: then what was
-    // in flight is forgotten, its requests are free again.
+    // Negotiates, shares the memory and starts empty rings. Also after a device reset: then what
+    // was in flight is forgotten, its requests are free again.
     void start();
     // Takes up the rings as they lie in memory: after stop(), or after the device went away.
     void resume();
@@ -81,7 +81,6 @@ class blk_driver {
     virtqueue_driver& queue(unsigned index) { return *queues_[index]; }
     unsigned in_flight() const;
     guest_memory& memory() { return memory_; }
-    transport& device() { return device_; }
 
     // A request to shape and submit; null if all of that queue are in use.
     blk_request* acquire(unsigned queue);

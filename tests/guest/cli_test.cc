@@ -47,8 +47,10 @@ void check_counts(const json& ops, const run_counts& counts) {
     struct {
         const char* op;
         op_counts done;
-    } const table[] = {{"read", counts.read},       {"write", counts.write},
-                       {"flush", counts.flush},     {"discard", counts.discard},
+    } const table[] = {{"read", counts.read},
+                       {"write", counts.write},
+                       {"flush", counts.flush},
+                       {"discard", counts.discard},
                        {"write_zeroes", counts.write_zeroes}};
     for (const auto& entry : table) {
         INFO(entry.op);
@@ -100,8 +102,10 @@ TEST_CASE("stats are exactly the requests and bytes that were done, over queues,
         // What is used is counted before its queue has stopped.
         guest.driver.stop();
         const run_counts& done = run.counts();
-        for (auto [to, from] : {std::pair{&sum.read, &done.read}, {&sum.write, &done.write},
-                                {&sum.flush, &done.flush}, {&sum.discard, &done.discard},
+        for (auto [to, from] : {std::pair{&sum.read, &done.read},
+                                {&sum.write, &done.write},
+                                {&sum.flush, &done.flush},
+                                {&sum.discard, &done.discard},
                                 {&sum.write_zeroes, &done.write_zeroes},
                                 {&sum.get_id, &done.get_id}}) {
             to->count += from->count;
@@ -160,8 +164,8 @@ TEST_CASE("disk add, list, resize and rm do what they say", "[cli]") {
 
     std::string socket = daemon.run_dir() + "/elsewhere";
     REQUIRE(vqlane({"disk", "add", "f", "--file", files / "file", "--size", "32M", "--queues", "3",
-                    "--queue-size", "128", "--read-only", "--vhost-socket", socket,
-                    "--socket-mode", "0666"})
+                    "--queue-size", "128", "--read-only", "--vhost-socket", socket, "--socket-mode",
+                    "0666"})
                 .status == 0);
     json f = disk_named(vqlane.as_json({"disk", "list"}), "f");
     CHECK(f.at("size") == 32 << 20);
@@ -252,8 +256,8 @@ TEST_CASE("stats --watch goes on until it is interrupted", "[cli]") {
     test_guest guest(daemon.socket("d"));
     REQUIRE(guest.driver.flush().status == blk_ok);
     temporary_directory out;
-    child_process watch({built_program("vqlane"), "--socket", daemon.control_socket(), "stats",
-                         "d", "--watch", "0.1"},
+    child_process watch({built_program("vqlane"), "--socket", daemon.control_socket(), "stats", "d",
+                         "--watch", "0.1"},
                         out / "out", out / "err");
     deadline until(default_timeout());
     auto samples = [&out] {

@@ -32,8 +32,8 @@ daemon_process::daemon_process(const std::string& config, std::vector<std::strin
     std::string host_bpffs = "/sys/fs/bpf";
     if (is_bpffs(host_bpffs.c_str())) {
         static int count = 0;
-        bpf_dir_ = host_bpffs + "/vqlane-test-" + std::to_string(getpid()) + "-" +
-                   std::to_string(++count);
+        bpf_dir_ =
+            host_bpffs + "/vqlane-test-" + std::to_string(getpid()) + "-" + std::to_string(++count);
     } else {
         // A machine without systemd: a BPF file system of our own will do.
         std::string mount_point = directory_ / "bpf";
@@ -41,14 +41,14 @@ daemon_process::daemon_process(const std::string& config, std::vector<std::strin
         bpf_dir_ = mount_point + "/vqlane";
         own_bpffs_ = mount("bpf", mount_point.c_str(), "bpf", 0, nullptr) == 0;
         if (!own_bpffs_) {
-            bpf_refusal_ = "no BPF file system, and none can be mounted: " +
-                           std::string(std::strerror(errno));
+            bpf_refusal_ =
+                "no BPF file system, and none can be mounted: " + std::string(std::strerror(errno));
         }
     }
     std::filesystem::create_directory(run_dir());
     write_text_file(directory_ / "vqlaned.toml", config);
-    arguments_ = {built_program("vqlaned"), "--config", directory_ / "vqlaned.toml",
-                  "--run-dir", run_dir()};
+    arguments_ = {built_program("vqlaned"), "--config", directory_ / "vqlaned.toml", "--run-dir",
+                  run_dir()};
     if (std::find(arguments.begin(), arguments.end(), "--bpf-dir") == arguments.end()) {
         arguments.insert(arguments.end(), {"--bpf-dir", bpf_dir_});
     }
@@ -115,8 +115,7 @@ std::string daemon_process::complaint() {
                log();
     }
     static constexpr std::array reports{"ERROR: AddressSanitizer", "WARNING: ThreadSanitizer",
-                                        "ERROR: LeakSanitizer", "runtime error:",
-                                        "SUMMARY: "};
+                                        "ERROR: LeakSanitizer", "runtime error:", "SUMMARY: "};
     std::string text = log();
     for (const char* report : reports) {
         if (text.find(report) != std::string::npos) {

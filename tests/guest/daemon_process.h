@@ -17,19 +17,14 @@ class daemon_process {
     // config: the TOML text. Starts the daemon and waits until it is ready; throws with its log if
     // it ends before. Run dir and config are in directory(). BPF maps are pinned in bpf_dir();
     // where no BPF file system can be had the daemon runs with "auto" and does without.
-    explicit daemon_process(const std::string& config,
-                            std::vector<std::string> arguments = {});
+    explicit daemon_process(const std::string& config, std::vector<std::string> arguments = {});
     daemon_process(const daemon_process&) = delete;
     daemon_process& operator=(const daemon_process&) = delete;
     ~daemon_process();
 
     void start();
-    void kill();      // SIGKILL
-    int terminate();  // SIGTERM; its exit status
-    void restart() {
-        kill();
-        start();
-    }
+    void kill();     // SIGKILL
+    int terminate(); // SIGTERM; its exit status
     bool running() { return child_ && child_->running(); }
     pid_t pid() const { return child_->pid(); }
     std::chrono::nanoseconds cpu_time() const { return child_->cpu_time(); }

@@ -16,8 +16,8 @@ constexpr uint64_t disk_bytes = 16 << 20;
 using pages = std::set<uint64_t>;
 
 void add_pages(pages& set, uint64_t gpa, uint64_t bytes) {
-    for (uint64_t page = gpa / log_page_bytes; bytes != 0 && page <= (gpa + bytes - 1) / log_page_bytes;
-         page++) {
+    for (uint64_t page = gpa / log_page_bytes;
+         bytes != 0 && page <= (gpa + bytes - 1) / log_page_bytes; page++) {
         set.insert(page);
     }
 }
@@ -40,6 +40,7 @@ struct logged_guest {
     std::unique_ptr<test_daemon> daemon;
     std::unique_ptr<test_guest> guest;
     unique_fd log_file;
+    unique_fd log_event = make_eventfd(); // the daemon may signal it, or not
     mapping log;
     uint64_t used_shift; // where the used ring is logged, beside where it is
 
@@ -77,6 +78,7 @@ struct logged_guest {
         log_file = make_memfd("log", bytes + 8192);
         log = mapping(log_file.get(), bytes + 8192);
         guest->device.client().set_log_base(bytes, 4096, log_file.get());
+        guest->device.client().set_log_fd(log_event.get());
     }
     void log_all(bool on) {
         guest->device.client().set_features(guest->driver.features() | bit(feature_protocol) |
@@ -146,8 +148,12 @@ TEST_CASE("one request marks the pages of its data, its status and the used ring
         {"read across a border of pages", blk_op::read, 0, data + 4096 - 512, 1024, {0, 1}},
         {"read within one page", blk_op::read, 0, data + 4096, 4096, {1}},
         {"misaligned read", blk_op::read, 0, data + 3 * 4096 - 1, 4608, {2, 3, 4}},
-        {"read of 64 KiB", blk_op::read, 0, data, 65536, {0, 1, 2,  3,  4,  5,  6,  7,
-                                                          8, 9, 10, 11, 12, 13, 14, 15}},
+        {"read of 64 KiB",
+         blk_op::read,
+         0,
+         data,
+         65536,
+         {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}},
         {"write", blk_op::write, 0, data, 8192, {}},
         {"flush", blk_op::flush, 0, 0, 0, {}},
         {"serial number", blk_op::get_id, 0, data + 4096 - 10, 20, {0, 1}},

@@ -15,7 +15,8 @@ namespace vql::guest {
 uint64_t test_seed(uint64_t salt) {
     static const uint64_t seed = [] {
         const char* given = std::getenv("VQL_SEED");
-        uint64_t value = given != nullptr ? std::strtoull(given, nullptr, 0) : std::random_device()();
+        uint64_t value =
+            given != nullptr ? std::strtoull(given, nullptr, 0) : std::random_device()();
         std::printf("seed: VQL_SEED=%llu repeats this run's random choices\n",
                     static_cast<unsigned long long>(value));
         std::fflush(stdout);
@@ -58,24 +59,10 @@ std::string disk_on(const std::string& name, const std::string& target, const st
     return "[[disk]]\nname = \"" + name + "\"\ntarget = \"" + target + "\"\n" + extra + "\n";
 }
 
-namespace {
-
-std::unique_ptr<guest_memory> make_memory(const guest_options& options) {
-    if (options.slots == 1) {
-        auto memory = std::make_unique<guest_memory>(options.memory_base,
-                                                     options.memory_base + options.memory_bytes);
-        memory->add_slot(options.memory_base, options.memory_bytes);
-        return memory;
-    }
-    return guest_memory::in_pieces(options.memory_base, options.memory_bytes / options.slots,
-                                   options.slots);
-}
-
-} // namespace
-
 test_guest::test_guest(const std::string& socket, const guest_options& options)
-    : memory(make_memory(options)), device(socket, options.vhost),
-      driver(*memory, device, options.blk) {
+    : memory(guest_memory::in_pieces(options.memory_base, options.memory_bytes / options.slots,
+                                     options.slots)),
+      device(socket, options.vhost), driver(*memory, device, options.blk) {
     if (options.start) {
         driver.start();
     }

@@ -17,8 +17,7 @@ constexpr uint64_t disk_bytes = 32 << 20;
 class loop_device {
   public:
     explicit loop_device(const std::string& file) {
-        command_result made =
-            run_command({"losetup", "--find", "--show", "--direct-io=on", file});
+        command_result made = run_command({"losetup", "--find", "--show", "--direct-io=on", file});
         if (made.status != 0 || access(first_line(made.out).c_str(), R_OK | W_OK) != 0)
             refusal_ = "no loop device: " + made.err;
         if (made.status == 0)

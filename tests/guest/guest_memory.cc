@@ -8,16 +8,12 @@ namespace vql::guest {
 
 guest_memory::guest_memory(uint64_t base, uint64_t limit)
     : base_(base), window_bytes_(limit - base) {
-    void* window = mmap(nullptr, window_bytes_, PROT_NONE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* window =
+        mmap(nullptr, window_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (window == MAP_FAILED) {
         throw_errno("mmap of the guest memory window");
     }
     window_ = static_cast<std::byte*>(window);
-}
-
-guest_memory::guest_memory(uint64_t bytes) : guest_memory(0, bytes) {
-    add_slot(0, bytes);
 }
 
 guest_memory::~guest_memory() {
@@ -71,8 +67,8 @@ void guest_memory::remove_slot(uint64_t gpa) {
     if (gpa + slot->bytes < end) {
         free_[gpa + slot->bytes] = end;
     }
-    mmap(at(gpa), slot->bytes, PROT_NONE,
-         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    mmap(at(gpa), slot->bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
+         -1, 0);
     slots_.erase(slot);
 }
 
@@ -107,9 +103,7 @@ uint64_t guest_memory::allocate_in_one_slot(uint64_t bytes, uint64_t align, uint
 }
 
 uint64_t guest_memory::take(uint64_t bytes, uint64_t align, uint64_t remainder, bool in_one_slot) {
-    auto aligned = [&](uint64_t gpa) {
-        return gpa + (align + remainder - gpa % align) % align;
-    };
+    auto aligned = [&](uint64_t gpa) { return gpa + (align + remainder - gpa % align) % align; };
     for (auto range = free_.begin(); range != free_.end(); ++range) {
         auto [first, end] = *range;
         uint64_t gpa = aligned(first);

@@ -24,8 +24,6 @@ struct memory_slot {
 
 class guest_memory {
   public:
-    // One slot at address 0.
-    explicit guest_memory(uint64_t bytes);
     // An empty guest whose slots will lie in [base, limit).
     guest_memory(uint64_t base, uint64_t limit);
     guest_memory(const guest_memory&) = delete;
@@ -48,7 +46,10 @@ class guest_memory {
     uint64_t end() const;
 
     std::byte* at(uint64_t gpa) const { return window_ + (gpa - base_); }
-    template <typename T> T* as(uint64_t gpa) const { return reinterpret_cast<T*>(at(gpa)); }
+    template <typename T>
+    T* as(uint64_t gpa) const {
+        return reinterpret_cast<T*>(at(gpa));
+    }
     std::span<std::byte> span(uint64_t gpa, uint64_t bytes) const { return {at(gpa), bytes}; }
 
     // Buffers of tests. They may straddle slots unless asked otherwise. remainder: gpa % align.

@@ -83,11 +83,10 @@ void hostile_setup::check_nothing_leaked() {
     resources now = count_resources();
     while (now.descriptors > before_.descriptors || now.mappings > before_.mappings) {
         if (until.passed()) {
-            throw guest_error("the daemon had " + std::to_string(before_.descriptors) +
-                              " descriptors and " + std::to_string(before_.mappings) +
-                              " mappings of guests, and now has " +
-                              std::to_string(now.descriptors) + " and " +
-                              std::to_string(now.mappings));
+            throw guest_error(
+                "the daemon had " + std::to_string(before_.descriptors) + " descriptors and " +
+                std::to_string(before_.mappings) + " mappings of guests, and now has " +
+                std::to_string(now.descriptors) + " and " + std::to_string(now.mappings));
         }
         usleep(1000);
         now = count_resources();
@@ -107,12 +106,9 @@ bool refused_or_dropped(vhost_user_client& client) {
     try {
         vu_message reply = client.receive();
         switch (reply.header.request) {
-        case vu_get_config:
-            return reply.payload.empty();
-        case vu_get_inflight_fd:
-            return reply.as<vu_inflight>().bytes == 0;
-        default:
-            return reply.payload.size() == sizeof(uint64_t) && reply.as<uint64_t>() != 0;
+        case vu_get_config: return reply.payload.empty();
+        case vu_get_inflight_fd: return reply.as<vu_inflight>().bytes == 0;
+        default: return reply.payload.size() == sizeof(uint64_t) && reply.as<uint64_t>() != 0;
         }
     } catch (const disconnected&) {
         return true;

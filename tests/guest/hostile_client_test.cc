@@ -98,8 +98,7 @@ TEST_CASE("each message with a wrong length gets its client dropped or refused",
     std::vector<unique_fd> fds = some_memfds(1);
     for (const request_form& form : forms()) {
         for (uint32_t length : {0u, 1u, 7u, 9u, 11u, 19u, 39u, 41u, 265u, 269u, 4096u}) {
-            if (std::find(form.lengths.begin(), form.lengths.end(), length) !=
-                form.lengths.end()) {
+            if (std::find(form.lengths.begin(), form.lengths.end(), length) != form.lengths.end()) {
                 continue;
             }
             INFO("request " << form.request << " length " << length << " running " << running);
@@ -228,8 +227,13 @@ TEST_CASE("values out of range are refused", "[hostile]") {
     CHECK(refuses(vu_get_inflight_fd, bytes_of(vu_inflight{0, 0, 0, 0, 0})));
     CHECK(refuses(vu_get_inflight_fd, bytes_of(vu_inflight{0, 0, 65535, 65535, 0})));
     CHECK(refuses(vu_get_inflight_fd, bytes_of(vu_inflight{0, 0, 1, 3, 0})));
-    for (auto [offset, size] : {std::pair{257u, 1u}, {256u, 1u}, {~0u, 1u}, {0u, 257u},
-                                {0u, ~0u}, {~0u - 3, 8u}, {255u, 2u}}) {
+    for (auto [offset, size] : {std::pair{257u, 1u},
+                                {256u, 1u},
+                                {~0u, 1u},
+                                {0u, 257u},
+                                {0u, ~0u},
+                                {~0u - 3, 8u},
+                                {255u, 2u}}) {
         INFO("config offset " << offset << " size " << size);
         vu_config config{};
         config.offset = offset;
@@ -358,8 +362,8 @@ TEST_CASE("ten thousand random messages do no harm", "[hostile]") {
             random.chance(97) ? form.request : static_cast<uint32_t>(random.below(60));
         uint32_t flags = random.chance(50) ? vu_version | vu_need_reply : vu_version + 0u;
         flags = random.chance(99) ? flags : static_cast<uint32_t>(random.next());
-        uint64_t length = random.chance(97) ? form.lengths[random.below(form.lengths.size())]
-                                            : random.below(600);
+        uint64_t length =
+            random.chance(97) ? form.lengths[random.below(form.lengths.size())] : random.below(600);
         std::vector<std::byte> payload(length);
         for (size_t at = 0; at + 4 <= payload.size(); at += 4) {
             uint32_t word = random.chance(60)   ? static_cast<uint32_t>(random.below(4))

@@ -153,8 +153,8 @@ TEST_CASE("memory regions that overlap, wrap, are empty or too many are refused"
                       std::span(&fd, 1)));
         CHECK(refuses(setup, running, vu_set_mem_table, bytes_of(table), std::span(&fd, 1)));
     }
-    CHECK(refuses(setup, running, vu_rem_mem_reg, bytes_of(vu_mem_reg{0, {gpa, mib, user, 0}}),
-                  {}));
+    CHECK(
+        refuses(setup, running, vu_rem_mem_reg, bytes_of(vu_mem_reg{0, {gpa, mib, user, 0}}), {}));
     setup.check_serving();
     setup.check_nothing_leaked();
 }
@@ -166,7 +166,8 @@ TEST_CASE("memory that cannot be mapped is refused", "[hostile]") {
     fds.push_back({"an eventfd", make_eventfd()});
     std::string path = setup.daemon().directory() / "file";
     make_file(path, mib);
-    fds.push_back({"a file opened for reading", unique_fd(open(path.c_str(), O_RDONLY | O_CLOEXEC))});
+    fds.push_back(
+        {"a file opened for reading", unique_fd(open(path.c_str(), O_RDONLY | O_CLOEXEC))});
     fds.push_back({"an empty memfd", make_memfd("hostile", 0)});
     vu_region region{uint64_t{1} << 40, mib, uint64_t{1} << 46, 0};
     vu_log log{mib, 0};
@@ -189,9 +190,9 @@ TEST_CASE("logs and in-flight areas of a wrong size are refused", "[hostile]") {
     bool running = GENERATE(false, true);
     unique_fd file = make_memfd("hostile", 64 << 10);
     int fd = file.get();
-    for (vu_log log : {vu_log{0, 0}, vu_log{128 << 10, 0}, vu_log{64 << 10, 4096},
-                       vu_log{~uint64_t{0}, 0}, vu_log{4096, ~uint64_t{0} - 4095},
-                       vu_log{uint64_t{1} << 63, uint64_t{1} << 63}}) {
+    for (vu_log log :
+         {vu_log{0, 0}, vu_log{128 << 10, 0}, vu_log{64 << 10, 4096}, vu_log{~uint64_t{0}, 0},
+          vu_log{4096, ~uint64_t{0} - 4095}, vu_log{uint64_t{1} << 63, uint64_t{1} << 63}}) {
         INFO("log of " << log.bytes << " at " << log.offset << ", running " << running);
         CHECK(refuses(setup, running, vu_set_log_base, bytes_of(log), std::span(&fd, 1)));
     }
@@ -215,7 +216,7 @@ TEST_CASE("rings that are misaligned or outside guest memory are refused", "[hos
     const vu_vring_addr good{0, 0, user, user + 0x4000, user + 0x8000, 0};
     struct {
         const char* what;
-        uint64_t vu_vring_addr::* which;
+        uint64_t vu_vring_addr::*which;
         uint64_t value;
     } const table[] = {
         {"misaligned descriptor table", &vu_vring_addr::desc, user + 8},
@@ -352,8 +353,8 @@ TEST_CASE("an in-flight area full of rubbish does no harm", "[hostile]") {
         } else {
             // Plausible heads and links, so that recovery goes further.
             for (std::byte& byte : map.bytes()) {
-                byte = static_cast<std::byte>(random.chance(80) ? random.below(2)
-                                                                : random.below(256));
+                byte =
+                    static_cast<std::byte>(random.chance(80) ? random.below(2) : random.below(256));
             }
         }
         try {

@@ -27,8 +27,8 @@ struct ring_breaker {
     }
     virtqueue_driver& queue() { return guest.driver.queue(0); }
     void set(uint16_t index, uint64_t addr, uint64_t len, unsigned flags, unsigned next = 0) {
-        queue().descriptor(index) = {addr, static_cast<uint32_t>(len),
-                                     static_cast<uint16_t>(flags), static_cast<uint16_t>(next)};
+        queue().descriptor(index) = {addr, static_cast<uint32_t>(len), static_cast<uint16_t>(flags),
+                                     static_cast<uint16_t>(next)};
     }
     // A good read of one sector at descriptors 0, 1 and 2.
     void set_good_read() {
@@ -279,8 +279,8 @@ TEST_CASE("a broken ring stops, says so, and works again after a reset; nobody e
             guest.driver.start();
             CHECK(guest.driver.flush(0).status == blk_ok);
             CHECK(guest.driver.flush(1).status == blk_ok);
-            CHECK(guest.device.status() == (status_acknowledge | status_driver |
-                                            status_features_ok | status_driver_ok));
+            CHECK(guest.device.status() ==
+                  (status_acknowledge | status_driver | status_features_ok | status_driver_ok));
         }
         setup.check_alive();
     }
@@ -422,18 +422,13 @@ TEST_CASE("rings, tables and headers that are scribbled over while the daemon re
         for (unsigned step = 0; !until.passed(); step++) {
             auto index = static_cast<uint16_t>(random.below(16));
             // Mostly plausible, so that requests run while their descriptors change.
-            uint64_t addr = random.chance(90) ? random.below(guest.memory->end())
-                                              : random.next();
+            uint64_t addr = random.chance(90) ? random.below(guest.memory->end()) : random.next();
             uint32_t len = random.chance(80) ? static_cast<uint32_t>(random.below(5) * 512 + 1)
                                              : static_cast<uint32_t>(random.next());
             uint64_t flags = random.chance(90) ? random.below(4) : random.below(8);
             switch (random.below(8)) {
-            case 0:
-                breaker.set_good_read();
-                break;
-            case 1:
-                breaker.set_good_table();
-                break;
+            case 0: breaker.set_good_read(); break;
+            case 1: breaker.set_good_table(); break;
             case 2:
                 breaker.table()[index] = {random.chance(50) ? breaker.status : addr, len,
                                           static_cast<uint16_t>(flags), index};
@@ -443,8 +438,8 @@ TEST_CASE("rings, tables and headers that are scribbled over while the daemon re
                     static_cast<uint32_t>(random.below(14)), 0, random.below(20000)};
                 break;
             case 4:
-                breaker.queue().publish_index(static_cast<uint16_t>(
-                    breaker.queue().used_index() + random.below(70)));
+                breaker.queue().publish_index(
+                    static_cast<uint16_t>(breaker.queue().used_index() + random.below(70)));
                 break;
             case 5:
                 guest.memory->as<uint16_t>(ring.used)[random.below(8)] =

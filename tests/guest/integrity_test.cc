@@ -51,8 +51,9 @@ std::vector<std::byte> run_all_modes(test_daemon& daemon, const std::string& dis
     std::vector<std::byte> whole(disk_bytes);
     test_guest guest(daemon.socket(disk));
     for (uint64_t at = 0; at < disk_bytes; at += 1 << 20) {
-        REQUIRE(guest.driver.read(at / sector_bytes, std::span(whole).subspan(at, 1 << 20)).status ==
-                blk_ok);
+        REQUIRE(
+            guest.driver.read(at / sector_bytes, std::span(whole).subspan(at, 1 << 20)).status ==
+            blk_ok);
     }
     CHECK(whole == model);
     return model;
@@ -176,7 +177,8 @@ TEST_CASE("rings of 2, 16 and 1024 entries carry verified I/O", "[integrity]") {
     temporary_directory files("/dev/shm");
     constexpr uint64_t bytes = 16 << 20;
     make_file(files / "image", bytes);
-    test_daemon daemon(file_target("t", files / "image") + disk_on("d", "t", "queue_size = 1024\n"));
+    test_daemon daemon(file_target("t", files / "image") +
+                       disk_on("d", "t", "queue_size = 1024\n"));
     std::vector<std::byte> model(bytes);
     for (uint16_t size : {uint16_t{2}, uint16_t{16}, uint16_t{1024}}) {
         INFO("queue size " << size);

@@ -27,13 +27,13 @@ guest_options two_queues() {
     guest_options options;
     options.blk.queues = 2;
     options.blk.depth = 24;
-    options.memory_bytes = 96 << 20;
+    options.memory_bytes = 48 << 20;
     return options;
 }
 
 std::vector<std::byte> snapshot(const guest_memory& memory) {
-    std::span<std::byte> all = memory.span(memory.slots().front().gpa,
-                                           memory.end() - memory.slots().front().gpa);
+    std::span<std::byte> all =
+        memory.span(memory.slots().front().gpa, memory.end() - memory.slots().front().gpa);
     return {all.begin(), all.end()};
 }
 
@@ -80,12 +80,8 @@ TEST_CASE("a reset with requests in flight leaves nothing behind that writes mem
             guest.device.set_status(0);
             CHECK(guest.device.status() == 0);
             break;
-        case 1:
-            guest.device.client().reset_device();
-            break;
-        default:
-            guest.device.client().reset_owner();
-            break;
+        case 1: guest.device.client().reset_device(); break;
+        default: guest.device.client().reset_owner(); break;
         }
         std::vector<std::byte> before = snapshot(*guest.memory);
         usleep(2000);

@@ -29,7 +29,7 @@ std::vector<std::unique_ptr<test_guest>> attach_all(test_daemon& daemon, unsigne
     guest_options options;
     options.memory_bytes = 4 << 20;
     options.blk.depth = depth;
-        std::vector<std::unique_ptr<test_guest>> guests;
+    std::vector<std::unique_ptr<test_guest>> guests;
     for (unsigned i = 0; i < disks; i++) {
         guests.push_back(std::make_unique<test_guest>(daemon.socket(name_of(i)), options));
         REQUIRE(guests.back()->driver.flush().status == blk_ok);
@@ -63,7 +63,8 @@ TEST_CASE("one poller serves 64 busy disks so that none gets less than half its 
     }
     // Long chains that stay in the ring as they are, and are made available again and again: so the
     // poller has far more to do for each than the driver, is never done, and its choice decides.
-    constexpr uint16_t depth = 32;
+    // Deep enough that a queue has more when the poller has taken its batch.
+    constexpr uint16_t depth = 100;
     constexpr uint16_t pieces = 100;
     test_daemon daemon(many_null_disks());
     auto guests = attach_all(daemon, depth);
@@ -83,8 +84,8 @@ TEST_CASE("one poller serves 64 busy disks so that none gets less than half its 
         table[pieces + 1] = {buffer + sector_bytes * pieces + 16, 1, desc_write, 0};
         seen[i] = queue.used_index();
         for (uint16_t head = 0; head < depth; head++) {
-            queue.descriptor(head) = {
-                tables, static_cast<uint32_t>(desc_table_bytes(pieces + 2)), desc_indirect, 0};
+            queue.descriptor(head) = {tables, static_cast<uint32_t>(desc_table_bytes(pieces + 2)),
+                                      desc_indirect, 0};
             queue.publish_head(head);
         }
     }

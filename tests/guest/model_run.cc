@@ -10,8 +10,8 @@ model_run::model_run(blk_driver& driver, std::vector<std::byte>& model, uint64_t
                      const run_options& options)
     : driver_(driver), model_(model), options_(options), random_(seed), seed_(seed),
       operations_(driver.options().queues), waiting_(driver.options().queues) {
-    unsigned depth = driver.options().depth == 0 ? driver.options().queue_size
-                                                 : driver.options().depth;
+    unsigned depth =
+        driver.options().depth == 0 ? driver.options().queue_size : driver.options().depth;
     uint64_t bytes = arena::bytes_for(options.max_bytes, options.layout.max_pieces);
     for (auto& queue : operations_) {
         queue.resize(depth);
@@ -91,9 +91,7 @@ void model_run::shape(operation& op) {
     uint32_t data_in = 0;
     blk_range range{};
     switch (op.op) {
-    case blk_op::read:
-        data_in = static_cast<uint32_t>(bytes);
-        break;
+    case blk_op::read: data_in = static_cast<uint32_t>(bytes); break;
     case blk_op::write:
         op.data_seed = random_.next();
         random_source(op.data_seed).fill(std::span(data_).first(bytes));
@@ -110,13 +108,10 @@ void model_run::shape(operation& op) {
         request.sector = 0;
         out = bytes_of(range);
         break;
-    case blk_op::flush:
-        request.sector = 0;
-        break;
+    case blk_op::flush: request.sector = 0; break;
     }
     layout_options layout = options_.layout;
-    request.indirect =
-        driver_.options().indirect && random_.chance(options_.indirect_percent);
+    request.indirect = driver_.options().indirect && random_.chance(options_.indirect_percent);
     if (!request.indirect) {
         layout.max_descriptors =
             std::min<unsigned>(layout.max_descriptors, driver_.options().queue_size);
@@ -197,15 +192,12 @@ void model_run::complete(blk_request& request) {
         counts_.write_zeroes.count++;
         counts_.write_zeroes.bytes += bytes;
         break;
-    case blk_op::flush:
-        counts_.flush.count++;
-        break;
+    case blk_op::flush: counts_.flush.count++; break;
     case blk_op::get_id: {
         std::array<char, id_bytes> expected{};
         std::copy_n(id_.begin(), std::min<size_t>(id_.size(), id_bytes), expected.begin());
         if (!id_.empty() &&
-            compare_in(driver_.memory(), request, std::as_bytes(std::span(expected))) !=
-                id_bytes) {
+            compare_in(driver_.memory(), request, std::as_bytes(std::span(expected))) != id_bytes) {
             fail(op, "wrong serial number");
         }
         counts_.get_id.count++;

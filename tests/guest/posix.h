@@ -54,7 +54,8 @@ class mapping {
     mapping() = default;
     mapping(int fd, size_t bytes, uint64_t offset = 0);
     mapping(mapping&& other) noexcept
-        : address_(std::exchange(other.address_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+        : address_(std::exchange(other.address_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {
+    }
     mapping& operator=(mapping&& other) noexcept {
         std::swap(address_, other.address_);
         std::swap(bytes_, other.bytes_);
@@ -97,7 +98,8 @@ bool take_eventfd(int fd, const deadline& until);
 
 std::string hex(uint64_t value);
 
-template <typename T> std::span<const std::byte> bytes_of(const T& value) {
+template <typename T>
+std::span<const std::byte> bytes_of(const T& value) {
     return std::as_bytes(std::span(&value, 1));
 }
 

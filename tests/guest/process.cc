@@ -49,13 +49,13 @@ void make_file(const std::string& path, uint64_t bytes) {
     }
 }
 
-child_process::child_process(const std::vector<std::string>& arguments,
-                             const std::string& out_path, const std::string& err_path,
+child_process::child_process(const std::vector<std::string>& arguments, const std::string& out_path,
+                             const std::string& err_path,
                              const std::vector<std::string>& environment) {
     auto open_log = [](const std::string& path) {
-        unique_fd file(path.empty() ? open("/dev/null", O_WRONLY | O_CLOEXEC)
-                                    : open(path.c_str(),
-                                           O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
+        unique_fd file(path.empty()
+                           ? open("/dev/null", O_WRONLY | O_CLOEXEC)
+                           : open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
         if (!file) {
             throw_errno("cannot open " + path);
         }

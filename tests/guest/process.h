@@ -35,8 +35,7 @@ class child_process {
   public:
     // Standard output and error are appended to the files named (empty: /dev/null).
     child_process(const std::vector<std::string>& arguments, const std::string& out_path,
-                  const std::string& err_path,
-                  const std::vector<std::string>& environment = {});
+                  const std::string& err_path, const std::vector<std::string>& environment = {});
     child_process(const child_process&) = delete;
     child_process& operator=(const child_process&) = delete;
     // Ends it with SIGKILL if it still runs.

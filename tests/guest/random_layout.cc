@@ -49,9 +49,7 @@ uint32_t cut_header(random_source& random, framing style, cuts& out) {
         }
         return header_bytes - first;
     }
-    default:
-        out.add(header_bytes);
-        return 0;
+    default: out.add(header_bytes); return 0;
     }
 }
 
@@ -216,8 +214,8 @@ bool guards_intact(const guest_memory& memory, const blk_request& request) {
         const segment& piece = request.chain[i];
         bool touches_before =
             i > 0 && request.chain[i - 1u].gpa + request.chain[i - 1u].bytes == piece.gpa;
-        bool touches_after = i + 1 < request.segments &&
-                             piece.gpa + piece.bytes == request.chain[i + 1u].gpa;
+        bool touches_after =
+            i + 1 < request.segments && piece.gpa + piece.bytes == request.chain[i + 1u].gpa;
         if ((!touches_before && !intact(piece.gpa - guard_bytes)) ||
             (!touches_after && !intact(piece.gpa + piece.bytes))) {
             return false;

@@ -9,8 +9,8 @@
 namespace vql::guest {
 
 struct layout_options {
-    bool misaligned = true;  // pieces of any length at any address
-    bool zero_length = true; // empty descriptors among the others
+    bool misaligned = true;    // pieces of any length at any address
+    bool zero_length = true;   // empty descriptors among the others
     unsigned max_pieces = 100; // of the data
     unsigned max_descriptors = max_segments;
 };

@@ -40,15 +40,12 @@ void leave(test_guest& guest, model_run& run, random_source& random) {
     vu_mem_table table{};
     table.count = 4;
     switch (random.below(4)) {
-    case 0:
-        guest.device.client().send_bytes(bytes_of(header).first(random.between(1, 11)));
-        break;
+    case 0: guest.device.client().send_bytes(bytes_of(header).first(random.between(1, 11))); break;
     case 1:
         guest.device.client().send_bytes(bytes_of(header));
         guest.device.client().send_bytes(bytes_of(table).first(random.between(1, 100)));
         break;
-    default:
-        break;
+    default: break;
     }
     guest.device.disconnect();
 }

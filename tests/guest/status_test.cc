@@ -47,7 +47,8 @@ blk_result execute(test_guest& guest, const odd_request& odd, std::span<const st
     return result;
 }
 
-template <typename T> T config_field(test_guest& guest, uint32_t offset) {
+template <typename T>
+T config_field(test_guest& guest, uint32_t offset) {
     T value;
     guest.device.read_config(offset, std::as_writable_bytes(std::span(&value, 1)));
     return value;
@@ -234,20 +235,18 @@ TEST_CASE("SET_CONFIG sets the write cache mode and nothing else", "[config]") {
     CHECK(guest.driver.flush().status == blk_ok);
 }
 
-TEST_CASE("the features offered are those that are documented, no more and no fewer",
-          "[config]") {
+TEST_CASE("the features offered are those that are documented, no more and no fewer", "[config]") {
     status_daemon setup;
     constexpr uint64_t always = bit(feature_version_1) | bit(feature_indirect) |
                                 bit(feature_event_idx) | bit(feature_log_all) |
                                 bit(feature_protocol) | bit(feature_seg_max) |
-                                bit(feature_blk_size) | bit(feature_topology) |
-                                bit(feature_flush) | bit(feature_mq) | bit(feature_config_wce);
+                                bit(feature_blk_size) | bit(feature_topology) | bit(feature_flush) |
+                                bit(feature_mq) | bit(feature_config_wce);
     constexpr uint64_t changing = bit(feature_discard) | bit(feature_write_zeroes);
     constexpr uint64_t protocol =
         bit(vu_feature_mq) | bit(vu_feature_log_shmfd) | bit(vu_feature_reply_ack) |
         bit(vu_feature_backend_req) | bit(vu_feature_config) | bit(vu_feature_inflight_shmfd) |
-        bit(vu_feature_reset_device) | bit(vu_feature_configure_mem_slots) |
-        bit(vu_feature_status);
+        bit(vu_feature_reset_device) | bit(vu_feature_configure_mem_slots) | bit(vu_feature_status);
     vhost_user_client rw(setup.daemon.socket("rw"));
     CHECK(rw.get_features() == (always | changing));
     CHECK(rw.get_protocol_features() == protocol);

@@ -175,8 +175,7 @@ void vhost_user_client::command(uint32_t request, std::span<const std::byte> pay
     }
     send(request, vu_version | vu_need_reply, payload, fds);
     vu_message reply = receive();
-    if (reply.header.request != request ||
-        reply.header.flags != (vu_version | vu_reply)) {
+    if (reply.header.request != request || reply.header.flags != (vu_version | vu_reply)) {
         throw guest_error("request " + std::to_string(request) + " was answered with request " +
                           std::to_string(reply.header.request) + ", flags " +
                           hex(reply.header.flags));
@@ -242,8 +241,7 @@ uint64_t vhost_user_client::get_max_mem_slots() {
 
 void vhost_user_client::set_log_base(uint64_t bytes, uint64_t offset, int fd) {
     // With LOG_SHMFD the reply comes always, not as a REPLY_ACK.
-    vu_message reply =
-        query(vu_set_log_base, bytes_of(vu_log{bytes, offset}), std::span(&fd, 1));
+    vu_message reply = query(vu_set_log_base, bytes_of(vu_log{bytes, offset}), std::span(&fd, 1));
     if (reply.payload.size() >= sizeof(uint64_t) && reply.as<uint64_t>() != 0) {
         throw refused("SET_LOG_BASE was refused");
     }
@@ -258,8 +256,7 @@ uint64_t vhost_user_client::get_queue_num() {
 }
 
 uint32_t vhost_user_client::get_vring_base(uint32_t queue) {
-    auto state =
-        query(vu_get_vring_base, bytes_of(vu_vring_state{queue, 0})).as<vu_vring_state>();
+    auto state = query(vu_get_vring_base, bytes_of(vu_vring_state{queue, 0})).as<vu_vring_state>();
     if (state.index != queue) {
         throw guest_error("GET_VRING_BASE answered for queue " + std::to_string(state.index));
     }

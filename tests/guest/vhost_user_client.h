@@ -21,7 +21,8 @@ struct vu_message {
     std::vector<std::byte> payload;
     std::vector<unique_fd> fds;
 
-    template <typename T> T as() const {
+    template <typename T>
+    T as() const {
         if (payload.size() < sizeof(T)) {
             throw guest_error("reply to request " + std::to_string(header.request) +
                               " is too short: " + std::to_string(payload.size()) + " bytes");
@@ -58,9 +59,7 @@ class vhost_user_client {
     uint64_t get_protocol_features();
     // Also decides whether command() asks for acknowledgements from now on.
     void set_protocol_features(uint64_t features);
-    bool has(vu_protocol_feature feature) const {
-        return (protocol_features_ >> feature & 1) != 0;
-    }
+    bool has(vu_protocol_feature feature) const { return (protocol_features_ >> feature & 1) != 0; }
     void set_owner() { command(vu_set_owner); }
     void reset_owner() { command(vu_reset_owner); }
     void reset_device() { command(vu_reset_device); }
@@ -73,7 +72,9 @@ class vhost_user_client {
     void set_log_fd(int fd);
 
     uint64_t get_queue_num();
-    void set_vring_num(uint32_t queue, uint32_t size) { vring_state(vu_set_vring_num, queue, size); }
+    void set_vring_num(uint32_t queue, uint32_t size) {
+        vring_state(vu_set_vring_num, queue, size);
+    }
     void set_vring_addr(const vu_vring_addr& addr) { command(vu_set_vring_addr, bytes_of(addr)); }
     void set_vring_base(uint32_t queue, uint32_t base) {
         vring_state(vu_set_vring_base, queue, base);

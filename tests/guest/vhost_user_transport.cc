@@ -71,8 +71,8 @@ void vhost_user_transport::share_inflight_area(unsigned queues, uint16_t queue_s
         return;
     }
     if (!inflight_fd_) {
-        inflight_ = client_->get_inflight_fd(static_cast<uint16_t>(queues), queue_size,
-                                             inflight_fd_);
+        inflight_ =
+            client_->get_inflight_fd(static_cast<uint16_t>(queues), queue_size, inflight_fd_);
     }
     client_->set_inflight_fd(inflight_, inflight_fd_.get());
 }

@@ -84,7 +84,7 @@ enum class blk_op : uint32_t {
     write_zeroes = 13,
 };
 
-enum blk_status : uint8_t {
+enum blk_status : int {
     blk_ok = 0,
     blk_ioerr = 1,
     blk_unsupp = 2,

@@ -57,8 +57,8 @@ void virtqueue_driver::reset() {
 }
 
 vring_setup virtqueue_driver::setup(uint16_t base) const {
-    return {size(),         desc_gpa_,      avail_gpa_,   used_gpa_, base,
-            kick_fd_.get(), call_fd_.get(), err_fd_.get()};
+    return {size(), desc_gpa_,      avail_gpa_,     used_gpa_,
+            base,   kick_fd_.get(), call_fd_.get(), err_fd_.get()};
 }
 
 uint16_t virtqueue_driver::used_index() const {
@@ -92,8 +92,7 @@ void virtqueue_driver::write_chain(std::span<const segment> chain, uint16_t head
         const segment& part = chain[i];
         bool last = i + 1 == chain.size();
         uint16_t flags = part.device_writes ? desc_write : 0;
-        desc_[index] = {part.gpa, part.bytes,
-                        static_cast<uint16_t>(flags | (last ? 0 : desc_next)),
+        desc_[index] = {part.gpa, part.bytes, static_cast<uint16_t>(flags | (last ? 0 : desc_next)),
                         last ? uint16_t{0} : next_[index]};
         heads_[head].last = index;
         index = next_[index];
@@ -111,8 +110,8 @@ void virtqueue_driver::write_table(std::span<const segment> chain, uint16_t head
                     static_cast<uint16_t>(flags | (last ? 0 : desc_next)),
                     last ? uint16_t{0} : static_cast<uint16_t>(i + 1)};
     }
-    desc_[head] = {indirect_table(head), static_cast<uint32_t>(desc_table_bytes(
-                                             static_cast<unsigned>(chain.size()))),
+    desc_[head] = {indirect_table(head),
+                   static_cast<uint32_t>(desc_table_bytes(static_cast<unsigned>(chain.size()))),
                    desc_indirect, 0};
     heads_[head].last = head;
     heads_[head].count = 1;
@@ -151,8 +150,8 @@ bool virtqueue_driver::kick_if_wanted() {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     bool wanted;
     if (options_.event_idx) {
-        wanted = event_passed(avail_event().load(std::memory_order_relaxed), avail_next_,
-                              avail_told_);
+        wanted =
+            event_passed(avail_event().load(std::memory_order_relaxed), avail_next_, avail_told_);
     } else {
         wanted = (used_flags().load(std::memory_order_relaxed) & used_no_notify) == 0;
     }
@@ -207,8 +206,8 @@ bool virtqueue_driver::arm_interrupt(uint16_t after) {
     }
     // The wish must be visible before we look whether it came too late. Store → load again.
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    return static_cast<uint16_t>(device_used_index().load(std::memory_order_acquire) -
-                                 used_next_) < after;
+    return static_cast<uint16_t>(device_used_index().load(std::memory_order_acquire) - used_next_) <
+           after;
 }
 
 void virtqueue_driver::disarm_interrupt() {

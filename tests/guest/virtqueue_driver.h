@@ -34,8 +34,8 @@ struct vring_setup {
 struct virtqueue_options {
     uint16_t size = 128; // a power of two
     bool event_idx = false;
-    uint16_t max_indirect = 0;   // longest indirect table; 0: none
-    uint16_t first_index = 0;    // where avail and used index begin: near 65535 they wrap soon
+    uint16_t max_indirect = 0; // longest indirect table; 0: none
+    uint16_t first_index = 0;  // where avail and used index begin: near 65535 they wrap soon
 };
 
 struct completion {
@@ -51,15 +51,14 @@ class virtqueue_driver {
     ~virtqueue_driver();
 
     uint16_t size() const { return options_.size; }
-    unsigned free_descriptors() const { return free_count_; }
     unsigned in_flight() const { return in_flight_; }
     vring_setup setup(uint16_t base) const;
     // Where the device goes on after it died: QEMU's rule, what it has not used it gets again. What
     // it had fetched beyond that is in the in-flight area.
     uint16_t used_index() const;
     uint16_t first_index() const { return options_.first_index; }
-    // Are the chains that the device has not used the last ones made available? If not, it used them
-    // out of order, and the rings alone cannot tell a new device what is left to do.
+    // Are the chains that the device has not used the last ones made available? If not, it used
+    // them out of order, and the rings alone cannot tell a new device what is left to do.
     bool used_in_order() const;
 
     // Writes a chain (all segments the device reads come first) and its entry in the available
@@ -132,10 +131,10 @@ class virtqueue_driver {
     uint16_t free_head_ = 0;
     unsigned free_count_ = 0;
     unsigned in_flight_ = 0;
-    uint16_t avail_next_ = 0;   // first index not written
-    uint16_t avail_told_ = 0;   // avail_next_ at the last kick decision
-    uint16_t used_next_ = 0;    // first used index not popped
-    uint16_t used_cached_ = 0;  // the device's used index as last read
+    uint16_t avail_next_ = 0;  // first index not written
+    uint16_t avail_told_ = 0;  // avail_next_ at the last kick decision
+    uint16_t used_next_ = 0;   // first used index not popped
+    uint16_t used_cached_ = 0; // the device's used index as last read
     bool interrupts_off_ = false;
 };
 

@@ -81,7 +81,7 @@ TEST_CASE("remap: a word holds state, target and chunk in the bits that are docu
             CHECK(vql_extent_chunk(w) == chunk);
         }
     // What does not fit is cut off, never spilled into another field.
-    CHECK(mapped(0x1001, 0) == mapped(1, 0));
+    CHECK(mapped(0xfffff001, 0) == mapped(1, 0));
     CHECK(mapped(0, 1ull << 48) == mapped(0, 0));
 }
 

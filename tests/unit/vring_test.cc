@@ -277,6 +277,8 @@ TEST_CASE("vring: a chain longer than 4 GiB is refused", "[vring]") {
     CHECK(walk(t, big).err == VQL_RING_OK);
     t.set_desc(1, 0, 0x80000000, writable);
     CHECK(walk(t, big).err == -VQL_RING_BAD_LENGTH);
+    t.set_desc(0, 0, 0x80000000, next | writable, 1);
+    CHECK(walk(t, big).err == -VQL_RING_BAD_LENGTH);
 }
 
 TEST_CASE("vring: zero-length descriptors hold nothing, wherever they point", "[vring]") {
@@ -341,11 +343,18 @@ TEST_CASE("vring: exactly as many segments as there is room for are not too many
     CHECK_FALSE(w.chain.truncated);
     CHECK(w.chain.nout + w.chain.nin == VQL_MAX_SEGS);
     t.set_desc(VQL_MAX_SEGS - 1, high - 1, 2, writable); // one more, by straddling
+    t.set_desc(VQL_MAX_SEGS, low + 9, 1, writable);
     w = walk(t);
     REQUIRE(w.err == VQL_RING_OK);
     CHECK(w.chain.truncated);
     CHECK(w.chain.last_in == ram().at(high));
     CHECK(broken_invariant(ram(), w.chain) == nullptr);
+    // What is left out is left out whole, and so is all that follows: no gap in the middle.
+    t.set_desc(VQL_MAX_SEGS - 1, high - 1, 2, next | writable, VQL_MAX_SEGS);
+    w = walk(t);
+    REQUIRE(w.err == VQL_RING_OK);
+    CHECK(w.chain.nout + w.chain.nin == VQL_MAX_SEGS - 1);
+    CHECK(w.chain.last_in == ram().at(low + 9));
 }
 
 TEST_CASE("vring: every error has a text of its own", "[vring]") {
