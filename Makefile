@@ -119,20 +119,23 @@ $(BUILD)/tests/e2e_test: $(call obj,$(GUEST_SRC))
 setup:
 	$(Q)scripts/setup
 
-# A second make, since what setup installs is needed to read the rest of this one.
+# A second make, since what setup installs is needed to read the rest of this one. On all CPUs,
+# unless a -j was given.
+BUILD_ALL = +case "$$MAKEFLAGS" in *-j*) j= ;; *) j=-j$$(nproc) ;; esac; $(MAKE) --no-print-directory $$j
+
 demo: setup
-	$(Q)$(MAKE) --no-print-directory all
+	$(Q)$(BUILD_ALL) all
 	$(Q)scripts/demo
 
 test: setup
-	$(Q)$(MAKE) --no-print-directory all tests
+	$(Q)$(BUILD_ALL) all tests
 	$(Q)scripts/test
 
 check: setup
 	$(Q)scripts/check
 
 fuzz: setup
-	$(Q)$(MAKE) --no-print-directory $(FUZZ:%=$(TOP)/build/fuzz/%_fuzz)
+	$(Q)$(BUILD_ALL) $(FUZZ:%=$(TOP)/build/fuzz/%_fuzz)
 	$(Q)set -e; for t in $(FUZZ); do \
 		echo "fuzzing $$t for $(FUZZ_SECONDS) s"; mkdir -p build/fuzz/corpus/$$t; \
 		build/fuzz/$${t}_fuzz -max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1 \

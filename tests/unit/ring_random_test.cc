@@ -172,10 +172,8 @@ class encoder {
 
     // Chains @descs: in the ring, in an indirect table, or first in the one and then in the other.
     bool link(std::vector<vql_desc>& descs, uint16_t& head) {
-        size_t direct = descs.size();
-        uint64_t table = 0;
         if (ring_.ring.indirect && !random_.one_in(3)) {
-            direct = random_.one_in(3) ? random_.between(0, descs.size() - 1) : 0;
+            const size_t direct = random_.one_in(3) ? random_.between(0, descs.size() - 1) : 0;
             const size_t used = descs.size() - direct;
             const size_t entries = used + (random_.one_in(4) ? random_.between(1, 9) : 0);
             std::vector<vql_desc> t(entries);
@@ -199,7 +197,7 @@ class encoder {
                     d.next = order[i + 1];
                 }
             }
-            table = allocate(entries * sizeof(vql_desc));
+            const uint64_t table = allocate(entries * sizeof(vql_desc));
             if (!table)
                 return false;
             ram_.write(table, t.data(), entries * sizeof(vql_desc));
