@@ -31,7 +31,7 @@ else ifneq ($(findstring thread,$(SAN)),)
 BUILD := $(TOP)/build/tsan
 # gcc warns that TSan does not model fences; the fences in barrier.h order atomics only, so that
 # nothing TSan reports depends on them.
-SANFLAGS := -fsanitize=$(SAN) -fno-omit-frame-pointer $(if $(findstring g++,$(CXX)),-Wno-tsan)
+SANFLAGS := -fsanitize=$(SAN) -fno-omit-frame-pointer $(if $(findstring clang,$(CXX)),,-Wno-tsan)
 else
 BUILD := $(TOP)/build/asan
 SANFLAGS := -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer

@@ -13,7 +13,6 @@
 namespace vql::guest {
 
 using Catch::Matchers::ContainsSubstring;
-using Catch::Matchers::StartsWith;
 
 namespace {
 
