@@ -113,9 +113,6 @@ result<void> guest_memory::add(const memory_slot& slot, const unique_fd& fd) {
     if (!S_ISREG(st.st_mode) || slot.file_offset + slot.bytes > uint64_t(st.st_size))
         return error{"memory region lies beyond the end of its file"};
 
-    for (const map_entry& m : maps_)
-        if (slot.vmm - m.slot.vmm < m.slot.bytes || m.slot.vmm - slot.vmm < slot.bytes)
-            return error{"memory regions overlap in the VMM's addresses"};
     auto at = std::lower_bound(regions_.begin(), regions_.end(), slot.guest,
                                [](const vql_region& r, uint64_t guest) { return r.guest < guest; });
     if (at != regions_.end() && at->guest - slot.guest < slot.bytes)
