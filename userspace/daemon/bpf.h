@@ -33,7 +33,6 @@ class shared_array {
 
     uint8_t* at(uint32_t index) const { return memory_.data() + size_t{index} * stride_; }
     uint32_t entries() const { return entries_; }
-    bool is_map() const { return bool(map_); }
     // Another array took over the pin: do not remove it.
     void disown() { pin_.clear(); }
 

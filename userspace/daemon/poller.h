@@ -8,7 +8,8 @@
 // queues cost nothing; when all have left, the thread sleeps in one io_uring wait for kicks,
 // completions and its mailbox.
 //
-// Nothing in a round allocates, locks or logs. The mailbox is the control path's way in.
+// Nothing in a round allocates, locks or logs. The mailbox is the control path's way in; the event
+// loop's is the way out, taken only when a queue breaks or has drained.
 #pragma once
 
 #include "base/event_loop.h"

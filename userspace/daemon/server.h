@@ -41,7 +41,6 @@ class server {
     const std::vector<std::unique_ptr<disk>>& disks() const { return disks_; }
     const std::vector<std::unique_ptr<poller>>& pollers() const { return pollers_; }
     const config& settings() const { return config_; }
-    target_set& targets() { return targets_; }
 
   private:
     result<void> lock_run_dir();
