@@ -3,11 +3,15 @@
 #   make            vqlaned, vqlane and the BPF objects, in build/
 #   make demo       set up, build, and serve a disk to a QEMU guest (README, command 1)
 #   make test       set up, build, and run every test (README, command 2)
+#   make kmod       the kernel module, build/kmod/vqlane.ko, for KDIR (default: Debian's Linux 6.12)
+#   make vm-test    module, daemon and guests in a VM with NVMe drives; CASE=name runs one
+#   make demo-host  the same as one story, told as it goes
 #   make check      formatting, lint, licences, include directions
 #   make fuzz       libFuzzer targets, FUZZ_SECONDS each (default 60)
-#   make install    into DESTDIR/PREFIX
+#   make install    into DESTDIR/PREFIX; make install-kmod: the module's sources, for dkms
 #   make clean
 # Variables: SAN=address,undefined or SAN=thread builds with sanitizers (in build/asan, build/tsan);
+# KERNEL=debug takes a kernel that checks itself (KASAN, lockdep, kmemleak) for kmod and vm-test;
 # CXX, CC, CLANG; V=1 shows commands; TESTS=unit|e2e|guest runs a part of the tests.
 
 CXX ?= g++
@@ -39,7 +43,7 @@ endif
 export VQL_BUILD := $(BUILD)
 
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
-CPPFLAGS += -Iinclude -Iuserspace -Itests
+CPPFLAGS += -Iinclude -Iinclude/uapi -Iuserspace -Itests
 # Sanitizer builds are for finding bugs, and -O1 halves the time they take to make.
 CXXFLAGS ?= $(if $(SAN),-O1 -g1,-O2 -g)
 VQL_CXXFLAGS = -std=c++20 $(WARN) $(CXXFLAGS) $(SANFLAGS) -pthread
@@ -63,12 +67,16 @@ BPF_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(BPF_SRC))
 PROGRAMS := $(BUILD)/vqlaned $(BUILD)/vqlane
 TEST_PROGRAMS := $(BUILD)/tests/unit_test $(BUILD)/tests/e2e_test
 
-.PHONY: all tests setup demo test check fuzz install clean FORCE
+VM_PROGRAMS := $(patsubst tests/vm/programs/%.c,$(BUILD)/tests/vm/%,$(wildcard tests/vm/programs/*.c)) \
+	$(BUILD)/tests/vm/bootsector
+
+.PHONY: all tests vm-programs setup demo test kmod vm-test demo-host check fuzz install install-kmod clean FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 
 all: $(PROGRAMS) $(BPF_OBJ)
 tests: $(TEST_PROGRAMS)
+vm-programs: $(VM_PROGRAMS)
 
 # Objects are made again when the way they are made changes.
 $(BUILD)/flags: FORCE
@@ -114,6 +122,19 @@ $(BUILD)/tests/unit_test: $(call obj,$(UNIT_SRC) $(UNIT_C) $(DAEMON_SRC) $(CLI_S
 $(BUILD)/tests/e2e_test: $(call obj,$(GUEST_SRC))
 	$(call link,-lCatch2Main -lCatch2)
 
+# Programs that play a part in the VM: one C file each, on nothing but the kernel's interfaces.
+$(BUILD)/tests/vm/%: $(BUILD)/obj/tests/vm/programs/%.o
+	@echo "  LINK  $(@F)"
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(VQL_CFLAGS) $(LDFLAGS) -pthread $< -o $@
+$(BUILD)/obj/tests/vm/programs/%.o: CPPFLAGS += -D_GNU_SOURCE
+
+$(BUILD)/tests/vm/bootsector: tests/vm/bootsector.S
+	@echo "  AS    $<"
+	@mkdir -p $(@D)
+	$(Q)$(CC) -m32 -c $< -o $@.o
+	$(Q)$(LD) -m elf_i386 -Ttext=0x7c00 --oformat=binary $@.o -o $@
+
 -include $(shell find $(BUILD)/obj $(BUILD)/bpf $(BUILD)/tests -name '*.d' 2>/dev/null)
 
 setup:
@@ -130,6 +151,29 @@ demo: setup
 test: setup
 	$(Q)$(BUILD_ALL) all tests
 	$(Q)scripts/test
+
+# The kernel that the module is for, as scripts/kernel knows it.
+KERNEL ?= host
+KMOD := $(TOP)/build/kmod$(filter-out -host,-$(KERNEL))
+
+# In a recipe: the folder to build modules with, or the end, with scripts/kernel's reason.
+set_kdir = k="$(KDIR)"; [ -n "$$k" ] || { k=$$(scripts/kernel $(KERNEL)) || exit; k=$$k/headers; }
+
+kmod: setup
+	$(Q)$(set_kdir); $(MAKE) $(if $(V),V=$(V),-s) -C kmod OUT=$(KMOD) KDIR="$$k" W=1
+
+# A second module, that tests/vm needs: it must not depend on the first.
+$(KMOD)/warn/warn.ko: tests/vm/warn/warn.c tests/vm/warn/Kbuild
+	$(Q)mkdir -p $(@D) && cp $^ $(@D)/
+	$(Q)$(set_kdir); $(MAKE) $(if $(V),V=$(V),-s) -C "$$k" M=$(@D) modules
+
+vm-test: kmod
+	$(Q)$(BUILD_ALL) all tests vm-programs $(KMOD)/warn/warn.ko
+	$(Q)tests/vm/host-test --kernel $(KERNEL) $(CASE)
+
+demo-host: kmod
+	$(Q)$(BUILD_ALL) all
+	$(Q)scripts/demo-host
 
 check: setup
 	$(Q)scripts/check
@@ -156,6 +200,15 @@ install: all
 	install -D -m 644 scripts/vqlaned.service $(DESTDIR)$(PREFIX)/lib/systemd/system/vqlaned.service
 	test -e $(DESTDIR)/etc/vqlane/vqlaned.toml || \
 		install -D -m 644 scripts/vqlaned.toml $(DESTDIR)/etc/vqlane/vqlaned.toml
+
+# The module's sources, for dkms to build on the machine's own kernel.
+KMOD_SRC = $(DESTDIR)/usr/src/vqlane-1
+install-kmod:
+	install -d $(KMOD_SRC)/kmod $(KMOD_SRC)/include/vqlane $(KMOD_SRC)/include/uapi/linux
+	install -m 644 kmod/dkms.conf $(KMOD_SRC)/
+	install -m 644 kmod/Kbuild kmod/Makefile kmod/*.[ch] $(KMOD_SRC)/kmod/
+	install -m 644 include/vqlane/*.h $(KMOD_SRC)/include/vqlane/
+	install -m 644 include/uapi/linux/vqlane.h $(KMOD_SRC)/include/uapi/linux/
 
 clean:
 	rm -rf build

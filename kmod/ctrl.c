@@ -1,0 +1,512 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A controller from disabled to live and back (NVMe 2.0 §3.5 and §3.6), and its events.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/delay.h>
+#include <linux/dma-mapping.h>
+#include <linux/iommu.h>
+#include <linux/module.h>
+#include <linux/slab.h>
+
+#include "ctrl.h"
+
+enum {
+	VQL_SHUTDOWN_MS = 10000, /* for a normal shutdown, at least */
+	VQL_NS_LISTS = 64,       /* of 1024 active namespaces each */
+	VQL_AEN_CRITICAL = 0x1f, /* SMART: all critical warnings */
+};
+
+/* ---- memory ---- */
+
+int vql_coherent_alloc(struct device *dev, struct vql_coherent *mem, size_t bytes)
+{
+	int err;
+
+	mem->bytes = PAGE_ALIGN(bytes);
+	mem->cpu = dma_alloc_coherent(dev, mem->bytes, &mem->dma, GFP_KERNEL | __GFP_NOWARN);
+	if (!mem->cpu)
+		return -ENOMEM;
+	/*
+	 * dma_mmap_coherent() would insert the pages before the VMA can be found by a zap. A fault
+	 * handler that inserts them under a lock has no such gap, and needs to know them.
+	 */
+	err = dma_get_sgtable(dev, &mem->pages, mem->cpu, mem->dma, mem->bytes);
+	if (err) {
+		dma_free_coherent(dev, mem->bytes, mem->cpu, mem->dma);
+		mem->cpu = NULL;
+	}
+	return err;
+}
+
+void vql_coherent_free(struct device *dev, struct vql_coherent *mem)
+{
+	if (!mem->cpu)
+		return;
+	sg_free_table(&mem->pages);
+	dma_free_coherent(dev, mem->bytes, mem->cpu, mem->dma);
+	mem->cpu = NULL;
+}
+
+/* ---- state ---- */
+
+void vql_ctrl_get(struct vql_ctrl *ctrl) { kref_get(&ctrl->ref); }
+
+static void ctrl_free(struct kref *ref) { kfree(container_of(ref, struct vql_ctrl, ref)); }
+
+void vql_ctrl_put(struct vql_ctrl *ctrl) { kref_put(&ctrl->ref, ctrl_free); }
+
+const char *vql_ctrl_name(const struct vql_ctrl *ctrl) { return ctrl->name; }
+
+struct device *vql_ctrl_dma_dev(struct vql_ctrl *ctrl)
+{
+	lockdep_assert_held(&vql_attach_lock);
+	return ctrl->dma_dev;
+}
+
+static void ctrl_set_state(struct vql_ctrl *ctrl, enum vql_ctrl_state state)
+{
+	lockdep_assert_held(&ctrl->lock);
+	spin_lock(&ctrl->info_lock);
+	ctrl->info.state = state;
+	ctrl->news++;
+	spin_unlock(&ctrl->info_lock);
+	wake_up_all(&ctrl->wait);
+}
+
+int vql_ctrl_usable(struct vql_ctrl *ctrl)
+{
+	lockdep_assert_held(&ctrl->lock);
+	switch (ctrl->info.state) {
+	case VQL_CTRL_LIVE: return 0;
+	case VQL_CTRL_RESETTING: return -EAGAIN;
+	default: return -ENODEV;
+	}
+}
+
+void vql_ctrl_set_free(struct vql_ctrl *ctrl)
+{
+	u32 used = bitmap_weight(ctrl->qids, VQL_MAX_CTRL_QPAIRS + 1);
+
+	lockdep_assert_held(&ctrl->lock);
+	spin_lock(&ctrl->info_lock);
+	ctrl->info.free_qpairs = ctrl->info.max_qpairs - min(used, ctrl->info.max_qpairs);
+	spin_unlock(&ctrl->info_lock);
+}
+
+void vql_ctrl_set_offline(struct vql_ctrl *ctrl)
+{
+	WRITE_ONCE(ctrl->offline, true);
+	wake_up_all(&ctrl->admin.wait);
+}
+
+bool vql_ctrl_absent(struct vql_ctrl *ctrl)
+{
+	/*
+	 * What nobody answers for reads as all ones, in config space always, behind a BAR on most
+	 * machines.
+	 */
+	return READ_ONCE(ctrl->offline) || readl(ctrl->bar + NVME_REG_CSTS) == U32_MAX ||
+	       !pci_device_is_present(ctrl->pdev);
+}
+
+/* No DMA from now on, even by a controller that would not be disabled. */
+static void ctrl_cut_off(struct vql_ctrl *ctrl)
+{
+	u16 command;
+
+	pci_clear_master(ctrl->pdev);
+	/* The answer to a read comes after the writes that the device has sent before. */
+	pci_read_config_word(ctrl->pdev, PCI_COMMAND, &command);
+}
+
+static void ctrl_set_dead(struct vql_ctrl *ctrl)
+{
+	ctrl_cut_off(ctrl);
+	ctrl_set_state(ctrl, VQL_CTRL_DEAD);
+	vql_qpairs_end(ctrl, VQL_QPAIR_GONE);
+}
+
+/* ---- registers ---- */
+
+static int ctrl_wait(struct vql_ctrl *ctrl, u32 mask, u32 want, unsigned int ms)
+{
+	unsigned long end = jiffies + msecs_to_jiffies(ms);
+	bool late;
+	u32 csts;
+
+	do {
+		late = time_after(jiffies, end); /* before looking: we may have slept long */
+		if (vql_ctrl_absent(ctrl))
+			return -ENODEV;
+		csts = readl(ctrl->bar + NVME_REG_CSTS);
+		if ((csts & mask) == want)
+			return 0;
+		if (want == NVME_CSTS_RDY && csts & NVME_CSTS_CFS)
+			return -EIO;
+		usleep_range(1000, 2000);
+	} while (!late);
+	return -ETIMEDOUT;
+}
+
+static int ctrl_disable(struct vql_ctrl *ctrl)
+{
+	u32 cc;
+
+	if (vql_ctrl_absent(ctrl))
+		return -ENODEV;
+	cc = readl(ctrl->bar + NVME_REG_CC) & ~(u32)(NVME_CC_ENABLE | NVME_CC_SHN_MASK);
+	writel(cc, ctrl->bar + NVME_REG_CC);
+	return ctrl_wait(ctrl, NVME_CSTS_RDY, 0, ctrl->ready_ms);
+}
+
+static int ctrl_enable(struct vql_ctrl *ctrl)
+{
+	u32 cc = NVME_CC_CSS_NVM | NVME_CC_AMS_RR | NVME_CC_IOSQES | NVME_CC_IOCQES;
+
+	vql_admin_begin(ctrl);
+	/* What the fields are is to be known before the controller is enabled. MPS 0: 4096 bytes. */
+	writel(cc, ctrl->bar + NVME_REG_CC);
+	writel(cc | NVME_CC_ENABLE, ctrl->bar + NVME_REG_CC);
+	return ctrl_wait(ctrl, NVME_CSTS_RDY, NVME_CSTS_RDY, ctrl->ready_ms);
+}
+
+/* What this controller can, of what never changes; or why it cannot be used. */
+static int ctrl_read_capabilities(struct vql_ctrl *ctrl)
+{
+	u64 cap = lo_hi_readq(ctrl->bar + NVME_REG_CAP);
+	u32 ready = NVME_CAP_TIMEOUT(cap);
+
+	if (cap == U64_MAX)
+		return -ENODEV;
+	if (cap & (NVME_CAP_CRMS_CRWMS | NVME_CAP_CRMS_CRIMS))
+		ready = max(ready, readl(ctrl->bar + NVME_REG_CRTO) & 0xffff);
+	ctrl->ready_ms = max(ready, 1u) * 500;
+	ctrl->stride = 4u << NVME_CAP_STRIDE(cap);
+	if (!(NVME_CAP_CSS(cap) & NVME_CAP_CSS_NVM)) {
+		vql_ctrl_warn(ctrl, "refused: it does not serve the NVM command set (CAP.CSS)\n");
+		return -EOPNOTSUPP;
+	}
+	if (NVME_CAP_MPSMIN(cap)) {
+		vql_ctrl_warn(ctrl,
+			      "refused: it cannot do with pages of 4096 bytes (CAP.MPSMIN)\n");
+		return -EOPNOTSUPP;
+	}
+	/* Both doorbells of a queue pair share a page then. */
+	if (ctrl->stride > PAGE_SIZE / 2) {
+		vql_ctrl_warn(ctrl, "refused: its doorbells are %u bytes apart (CAP.DSTRD)\n",
+			      ctrl->stride);
+		return -EOPNOTSUPP;
+	}
+	ctrl->info.max_depth = min(NVME_CAP_MQES(cap) + 1, (u64)VQL_MAX_QPAIR_DEPTH);
+	return 0;
+}
+
+/* ---- bring-up ---- */
+
+/* A field of text from Identify, as it is: padded with blanks, not terminated. */
+static void ctrl_read_identity(struct vql_ctrl *ctrl, const struct nvme_id_ctrl *id,
+			       struct vql_ctrl_info *info)
+{
+	BUILD_BUG_ON(sizeof(id->sn) != VQL_SERIAL_BYTES || sizeof(id->mn) != VQL_MODEL_BYTES);
+	BUILD_BUG_ON(sizeof(*id) != VQL_ADMIN_DATA_BYTES);
+	memcpy(info->serial, id->sn, VQL_SERIAL_BYTES);
+	memcpy(info->model, id->mn, VQL_MODEL_BYTES);
+	info->sgls = le32_to_cpu(id->sgls);
+	info->oncs = le16_to_cpu(id->oncs);
+	info->volatile_cache = id->vwc & NVME_CTRL_VWC_PRESENT;
+	info->max_transfer = VQL_MAX_TRANSFER;
+	if (id->mdts && id->mdts < ilog2(VQL_MAX_TRANSFER / 4096))
+		info->max_transfer = 4096u << id->mdts;
+	ctrl->shutdown_ms = max_t(u32, le32_to_cpu(id->rtd3e) / 1000, VQL_SHUTDOWN_MS);
+}
+
+static int ctrl_count_namespaces(struct vql_ctrl *ctrl, u32 *count)
+{
+	const __le32 *list = ctrl->admin.data.cpu;
+	u32 nsid = 0;
+	int i, k, err;
+
+	*count = 0;
+	for (i = 0; i < VQL_NS_LISTS; i++) {
+		err = vql_admin_identify(ctrl, NVME_ID_CNS_NS_ACTIVE_LIST, nsid);
+		if (err)
+			return err;
+		for (k = 0; k < VQL_ADMIN_DATA_BYTES / 4; k++) {
+			if (!list[k])
+				return 0;
+			nsid = le32_to_cpu(list[k]);
+			++*count;
+		}
+	}
+	return 0;
+}
+
+static int ctrl_set_features(struct vql_ctrl *ctrl, u32 optional_events, struct vql_ctrl_info *info)
+{
+	u32 want = VQL_MAX_CTRL_QPAIRS - 1, got = 0, in_bar;
+	int err;
+
+	err = vql_admin_set_feature(ctrl, NVME_FEAT_NUM_QUEUES, want << 16 | want, &got);
+	if (err) {
+		vql_ctrl_warn(ctrl, "it grants no I/O queues (Set Features: %d)\n", err);
+		return err;
+	}
+	in_bar = (u32)min_t(u64,
+			    (pci_resource_len(ctrl->pdev, 0) - NVME_REG_DBS) / (2 * ctrl->stride),
+			    U32_MAX) -
+		 1;
+	info->max_qpairs = min3(min(got & 0xffff, got >> 16) + 1, in_bar, (u32)VQL_MAX_CTRL_QPAIRS);
+
+	/* The cache is flushed when a guest asks for it, whether or not it is on: no reason to fail. */
+	if (info->volatile_cache) {
+		err = vql_admin_set_feature(ctrl, NVME_FEAT_VOLATILE_WC, 1, NULL);
+		if (err < 0)
+			return err;
+		if (err)
+			vql_ctrl_warn(ctrl, "write cache left as it is (NVMe status 0x%x)\n", err);
+	}
+	err = vql_admin_set_feature(ctrl, NVME_FEAT_ASYNC_EVENT,
+				    VQL_AEN_CRITICAL | (optional_events & NVME_AEN_CFG_NS_ATTR),
+				    NULL);
+	if (err > 0)
+		vql_ctrl_warn(ctrl, "no events will be told (NVMe status 0x%x)\n", err);
+	return min(err, 0);
+}
+
+/* Shadow doorbells, where the controller has them and those of all queues fit a page. */
+static int ctrl_set_shadow(struct vql_ctrl *ctrl, struct vql_ctrl_info *info)
+{
+	struct device *dev = &ctrl->pdev->dev;
+	int err = 0;
+
+	if ((info->max_qpairs + 1) * 2 * ctrl->stride > PAGE_SIZE)
+		return 0;
+	if (!ctrl->shadow.cpu)
+		err = vql_coherent_alloc(dev, &ctrl->shadow, PAGE_SIZE);
+	if (!err && !ctrl->event_index.cpu)
+		err = vql_coherent_alloc(dev, &ctrl->event_index, PAGE_SIZE);
+	if (err)
+		return err;
+	memset(ctrl->shadow.cpu, 0, PAGE_SIZE);
+	memset(ctrl->event_index.cpu, 0, PAGE_SIZE);
+	err = vql_admin_set_shadow(ctrl);
+	if (err > 0)
+		vql_ctrl_warn(ctrl, "no shadow doorbells (NVMe status 0x%x)\n", err);
+	if (!err)
+		info->flags |= VQL_CTRL_SHADOW;
+	return min(err, 0);
+}
+
+static bool ctrl_is_translated(struct vql_ctrl *ctrl)
+{
+	struct iommu_domain *domain = iommu_get_domain_for_dev(&ctrl->pdev->dev);
+
+	return domain && (domain->type == IOMMU_DOMAIN_DMA || domain->type == IOMMU_DOMAIN_DMA_FQ);
+}
+
+static int ctrl_bring_up(struct vql_ctrl *ctrl)
+{
+	const struct nvme_id_ctrl *id = ctrl->admin.data.cpu;
+	struct vql_ctrl_info info = {};
+	bool has_shadow;
+	u32 events;
+	int err;
+
+	err = ctrl_disable(ctrl); /* firmware may have used it */
+	if (!err)
+		err = ctrl_enable(ctrl);
+	if (!err)
+		err = vql_admin_identify(ctrl, NVME_ID_CNS_CTRL, 0);
+	if (err)
+		return err;
+	ctrl_read_identity(ctrl, id, &info);
+	has_shadow = le16_to_cpu(id->oacs) & NVME_CTRL_OACS_DBBUF_SUPP;
+	events = le32_to_cpu(id->oaes);
+
+	err = ctrl_set_features(ctrl, events, &info);
+	if (!err && has_shadow)
+		err = ctrl_set_shadow(ctrl, &info);
+	if (!err)
+		err = ctrl_count_namespaces(ctrl, &info.namespaces);
+	if (err)
+		return err;
+	if (ctrl_is_translated(ctrl))
+		info.flags |= VQL_CTRL_TRANSLATED;
+
+	spin_lock(&ctrl->info_lock);
+	info.state = ctrl->info.state;
+	info.max_depth = ctrl->info.max_depth;
+	info.events = ctrl->info.events;
+	info.critical_warning = ctrl->info.critical_warning;
+	strscpy(info.bdf, ctrl->name, sizeof(info.bdf));
+	ctrl->info = info;
+	spin_unlock(&ctrl->info_lock);
+	vql_ctrl_set_free(ctrl);
+	return 0;
+}
+
+int vql_ctrl_start(struct vql_ctrl *ctrl)
+{
+	int err;
+
+	lockdep_assert_held(&ctrl->lock);
+	err = ctrl->stride ? 0 : ctrl_read_capabilities(ctrl);
+	if (!err)
+		err = ctrl_bring_up(ctrl);
+	if (err) {
+		vql_ctrl_warn(ctrl, "cannot be brought up (%s%d)\n",
+			      err > 0 ? "NVMe status " : "error ", err);
+		ctrl_disable(ctrl);
+		ctrl_set_dead(ctrl);
+		return err > 0 ? -EIO : err;
+	}
+	ctrl_set_state(ctrl, VQL_CTRL_LIVE);
+	vql_admin_await_event(ctrl);
+	return 0;
+}
+
+void vql_ctrl_stop(struct vql_ctrl *ctrl)
+{
+	int err;
+
+	lockdep_assert_held(&ctrl->lock);
+	if (ctrl->info.state == VQL_CTRL_DEAD)
+		return;
+	ctrl_set_state(ctrl, VQL_CTRL_RESETTING);
+	err = ctrl_disable(ctrl);
+	if (err) {
+		vql_ctrl_warn(ctrl, "%s: given up, its queue pairs are gone\n",
+			      err == -ENODEV ? "not there any more" : "does not obey");
+		ctrl_set_dead(ctrl);
+	} else {
+		vql_qpairs_end(ctrl, VQL_QPAIR_LOST);
+	}
+}
+
+void vql_ctrl_freeze(struct vql_ctrl *ctrl)
+{
+	lockdep_assert_held(&ctrl->lock);
+	if (ctrl->info.state == VQL_CTRL_DEAD)
+		return;
+	ctrl_set_state(ctrl, VQL_CTRL_RESETTING);
+	ctrl_cut_off(ctrl);
+	vql_qpairs_end(ctrl, VQL_QPAIR_LOST);
+}
+
+int vql_ctrl_reset(struct vql_ctrl *ctrl)
+{
+	vql_ctrl_note(ctrl, "reset\n");
+	vql_ctrl_stop(ctrl);
+	if (ctrl->info.state == VQL_CTRL_DEAD)
+		return -ENODEV;
+	return vql_ctrl_start(ctrl);
+}
+
+void vql_ctrl_shutdown(struct vql_ctrl *ctrl)
+{
+	u32 cc;
+
+	lockdep_assert_held(&ctrl->lock);
+	if (ctrl->info.state == VQL_CTRL_DEAD)
+		return;
+	/* So that a command that goes wrong now resets nothing: the controller is disabled anyway. */
+	ctrl_set_state(ctrl, VQL_CTRL_RESETTING);
+	if (!vql_ctrl_absent(ctrl)) {
+		vql_qpairs_delete(ctrl);
+		cc = readl(ctrl->bar + NVME_REG_CC) & ~(u32)NVME_CC_SHN_MASK;
+		writel(cc | NVME_CC_SHN_NORMAL, ctrl->bar + NVME_REG_CC);
+		if (ctrl_wait(ctrl, NVME_CSTS_SHST_MASK, NVME_CSTS_SHST_CMPLT, ctrl->shutdown_ms))
+			vql_ctrl_warn(ctrl, "shutdown did not complete: its cache may be lost\n");
+	}
+	vql_ctrl_stop(ctrl);
+	if (ctrl->info.state != VQL_CTRL_DEAD)
+		ctrl_set_dead(ctrl);
+}
+
+/* ---- events ---- */
+
+static void ctrl_count_event(struct vql_ctrl *ctrl)
+{
+	spin_lock(&ctrl->info_lock);
+	ctrl->info.events++;
+	ctrl->news++;
+	spin_unlock(&ctrl->info_lock);
+	wake_up_all(&ctrl->wait);
+}
+
+/*
+ * Reading the log page that an event names makes the controller tell the next of its kind
+ * (NVMe 2.0 §5.2). Fails only if the controller was reset.
+ */
+static int ctrl_handle_event(struct vql_ctrl *ctrl, u32 event)
+{
+	u8 type = event & 7, info = event >> 8 & 0xff, page = event >> 16 & 0xff;
+	u32 bytes = page == NVME_LOG_CHANGED_NS ? VQL_ADMIN_DATA_BYTES : 512;
+	u32 namespaces;
+	u8 warning;
+	int err;
+
+	err = vql_admin_log(ctrl, page, NVME_NSID_ALL, page == NVME_LOG_ERROR ? 64 : bytes, false);
+	if (err < 0)
+		return err;
+	if (type == NVME_AER_SMART && page == NVME_LOG_SMART && !err) {
+		warning = *(u8 *)ctrl->admin.data.cpu;
+		vql_ctrl_warn(ctrl, "SMART critical warning 0x%02x: replace or cool the drive\n",
+			      warning);
+		spin_lock(&ctrl->info_lock);
+		ctrl->info.critical_warning = warning;
+		spin_unlock(&ctrl->info_lock);
+	} else if (type == NVME_AER_NOTICE && info == NVME_AER_NOTICE_NS_CHANGED) {
+		err = ctrl_count_namespaces(ctrl, &namespaces);
+		if (err < 0)
+			return err;
+		spin_lock(&ctrl->info_lock);
+		ctrl->info.namespaces = namespaces;
+		spin_unlock(&ctrl->info_lock);
+		vql_ctrl_note(ctrl, "namespaces have changed: %u now\n", namespaces);
+	} else {
+		/* A daemon that rings a doorbell of no queue causes these, as often as it likes. */
+		pr_info_ratelimited("%s: event of type %u, information 0x%02x\n", ctrl->name, type,
+				    info);
+	}
+	return 0;
+}
+
+static void ctrl_event_work(struct work_struct *work)
+{
+	struct vql_ctrl *ctrl = container_of(work, struct vql_ctrl, event_work);
+	u32 event;
+
+	mutex_lock(&ctrl->lock);
+	/* A reset in between has dropped the event, and asked for the next itself. */
+	if (!vql_ctrl_usable(ctrl) && vql_admin_take_event(ctrl, &event) &&
+	    !ctrl_handle_event(ctrl, event)) {
+		vql_admin_await_event(ctrl);
+		ctrl_count_event(ctrl);
+	}
+	mutex_unlock(&ctrl->lock);
+}
+
+struct vql_ctrl *vql_ctrl_alloc(struct pci_dev *pdev)
+{
+	struct vql_ctrl *ctrl = kzalloc(sizeof(*ctrl), GFP_KERNEL);
+
+	if (!ctrl)
+		return NULL;
+	kref_init(&ctrl->ref);
+	strscpy(ctrl->name, pci_name(pdev), sizeof(ctrl->name));
+	snprintf(ctrl->misc_name, sizeof(ctrl->misc_name), "vqlane-nvme-%s", ctrl->name);
+	ctrl->info.state = VQL_CTRL_RESETTING;
+	ctrl->pdev = pdev;
+	ctrl->dma_dev = &pdev->dev;
+	mutex_init(&ctrl->lock);
+	INIT_LIST_HEAD(&ctrl->qpairs);
+	spin_lock_init(&ctrl->admin.lock);
+	init_waitqueue_head(&ctrl->admin.wait);
+	spin_lock_init(&ctrl->info_lock);
+	init_waitqueue_head(&ctrl->wait);
+	INIT_WORK(&ctrl->event_work, ctrl_event_work);
+	return ctrl;
+}

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * NVMe controllers and their queue pairs: what pci.c, ctrl.c, admin.c and qpair.c share.
+ *
+ * A controller's states, and what is true in each (changed under ctrl->lock only):
+ *   LIVE       the controller is enabled; each queue pair whose state word says LIVE exists on it
+ *   RESETTING  disabled, or on its way; no live queue pair
+ *   DEAD       it cannot do DMA (disabled, bus mastering off, or not there); no live queue pair;
+ *              nothing here touches its registers again
+ * So a live queue pair has a live controller, and no state but LIVE lets a queue pair do DMA.
+ *
+ * What user space has mapped of a controller (queues, doorbells) is inserted by a fault handler
+ * under vql_attach_lock if the queue pair is live, and a queue pair stops being live under the same
+ * lock, before its mappings are zapped. So memory may be freed after the zap.
+ */
+#ifndef _VQLANE_KMOD_CTRL_H
+#define _VQLANE_KMOD_CTRL_H
+
+#include <linux/io-64-nonatomic-lo-hi.h>
+#include <linux/kref.h>
+#include <linux/miscdevice.h>
+#include <linux/nvme.h>
+#include <linux/pci.h>
+#include <linux/poll.h>
+#include <linux/scatterlist.h>
+#include <linux/spinlock.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+
+#include "vqlane.h"
+
+enum {
+	VQL_MAX_CTRL_QPAIRS = 64, /* of one controller, whatever it would grant */
+	VQL_ADMIN_DEPTH = 32,
+	VQL_ADMIN_DATA_BYTES = 4096,
+};
+
+/* Memory for the controller, in whole pages, zeroed; and those pages, for a fault handler. */
+struct vql_coherent {
+	void *cpu; /* NULL: none */
+	dma_addr_t dma;
+	size_t bytes;
+	struct sg_table pages;
+};
+
+/* The admin queue. */
+struct vql_admin {
+	/* Under ctrl->lock: one command at a time, so the data page has one user. */
+	struct vql_coherent sq;
+	struct vql_coherent cq;
+	struct vql_coherent data;
+	u16 last_cid;
+	wait_queue_head_t wait;
+
+	spinlock_t lock; /* leaf; also taken by the interrupt handler. Guards what follows. */
+	u16 tail;
+	u16 head;
+	u16 phase;
+	u16 cid; /* of the command that is waited for; 0: none */
+	bool done;
+	u16 status;
+	u32 result;
+	bool has_event;
+	u32 event;
+};
+
+struct vql_ctrl {
+	struct kref ref;
+	char name[16]; /* PCI address */
+	struct miscdevice misc;
+	char misc_name[32]; /* also its interrupt's */
+	char node_name[32];
+	struct pci_dev *pdev;   /* not to be used once DEAD */
+	struct device *dma_dev; /* under vql_attach_lock; NULL once unbound */
+	void __iomem *bar;
+	/*
+	 * The hardware is not to be waited for. Set without ctrl->lock, so that who waits under it
+	 * gives up at once; cleared by the PCI error handlers, under it.
+	 */
+	bool offline;
+
+	struct mutex lock; /* guards what follows, and hardware access */
+	struct vql_admin admin;
+	struct list_head qpairs;                       /* all that have memory of the controller */
+	DECLARE_BITMAP(qids, VQL_MAX_CTRL_QPAIRS + 1); /* in use; 0 is the admin queue's */
+	unsigned int vectors; /* MSI-X: 0 is the admin queue's, N that of queue pair N */
+	unsigned int stride;  /* bytes from doorbell to doorbell */
+	unsigned int ready_ms;
+	unsigned int shutdown_ms;
+	struct vql_coherent shadow; /* doorbells, and below their event indices (DBBUF) */
+	struct vql_coherent event_index;
+	struct work_struct event_work;
+
+	spinlock_t info_lock; /* leaf; guards what follows (info is changed under ctrl->lock too) */
+	struct vql_ctrl_info info;
+	u32 news; /* counts what POLLPRI tells */
+	wait_queue_head_t wait;
+};
+
+#define vql_ctrl_warn(ctrl, fmt, ...) pr_warn("%s: " fmt, (ctrl)->name, ##__VA_ARGS__)
+#define vql_ctrl_note(ctrl, fmt, ...) pr_info("%s: " fmt, (ctrl)->name, ##__VA_ARGS__)
+
+/* ---- ctrl.c: the controller's life. All under ctrl->lock, but for alloc and set_offline. ---- */
+
+struct vql_ctrl *vql_ctrl_alloc(struct pci_dev *pdev);
+/* From disabled to LIVE. On failure it is stopped and DEAD. */
+int vql_ctrl_start(struct vql_ctrl *ctrl);
+/*
+ * From any state to RESETTING (DEAD if the controller does not obey): when it returns the
+ * controller does no DMA, and no queue pair is live.
+ */
+void vql_ctrl_stop(struct vql_ctrl *ctrl);
+/* The same for one whose registers cannot be reached for now: PCI error recovery. */
+void vql_ctrl_freeze(struct vql_ctrl *ctrl);
+/* Stop and start. */
+int vql_ctrl_reset(struct vql_ctrl *ctrl);
+/* Stop for good, orderly (NVMe 2.0 §3.6.1): caches are written back, then DEAD. */
+void vql_ctrl_shutdown(struct vql_ctrl *ctrl);
+/* Nobody waits for the hardware from now on. Takes no lock. */
+void vql_ctrl_set_offline(struct vql_ctrl *ctrl);
+bool vql_ctrl_absent(struct vql_ctrl *ctrl);
+/* 0 when LIVE, else -EAGAIN or -ENODEV. */
+int vql_ctrl_usable(struct vql_ctrl *ctrl);
+/* Queue identifiers were taken or given back. */
+void vql_ctrl_set_free(struct vql_ctrl *ctrl);
+
+int vql_coherent_alloc(struct device *dev, struct vql_coherent *mem, size_t bytes);
+void vql_coherent_free(struct device *dev, struct vql_coherent *mem); /* none: does nothing */
+
+/* ---- admin.c: the admin queue. All under ctrl->lock, but for irq. ---- */
+
+int vql_admin_alloc(struct vql_ctrl *ctrl);
+void vql_admin_free(struct vql_ctrl *ctrl);
+/* Start over with empty rings; the controller is disabled, and told of them. */
+void vql_admin_begin(struct vql_ctrl *ctrl);
+irqreturn_t vql_admin_irq(int irq, void *ctrl);
+/*
+ * Run a command and wait. 0; or the NVMe status (> 0); or -ENODEV, -EIO, -ETIMEDOUT when the
+ * controller did not answer. In state LIVE it was then reset: all queue pairs are lost.
+ */
+int vql_admin_run(struct vql_ctrl *ctrl, struct nvme_command *cmd, u32 *result);
+/* The answer is in ctrl->admin.data. */
+int vql_admin_identify(struct vql_ctrl *ctrl, u8 cns, u32 nsid);
+int vql_admin_log(struct vql_ctrl *ctrl, u8 page, u32 nsid, u32 bytes, bool keep_event);
+int vql_admin_set_feature(struct vql_ctrl *ctrl, u8 feature, u32 value, u32 *result);
+int vql_admin_create_cq(struct vql_ctrl *ctrl, u16 qid, dma_addr_t dma, u32 depth, int vector);
+int vql_admin_create_sq(struct vql_ctrl *ctrl, u16 qid, dma_addr_t dma, u32 depth);
+int vql_admin_delete(struct vql_ctrl *ctrl, u8 opcode, u16 qid);
+int vql_admin_abort(struct vql_ctrl *ctrl, u16 qid, u16 cid);
+int vql_admin_set_shadow(struct vql_ctrl *ctrl);
+/* Ask for the next asynchronous event; ctrl->event_work runs when it has come. */
+void vql_admin_await_event(struct vql_ctrl *ctrl);
+bool vql_admin_take_event(struct vql_ctrl *ctrl, u32 *event);
+
+/* ---- ctrl_file.c: /dev/vqlane/nvme-… Without ctrl->lock. ---- */
+
+int vql_ctrl_publish(struct vql_ctrl *ctrl);
+void vql_ctrl_unpublish(struct vql_ctrl *ctrl); /* open files stay */
+
+/* ---- qpair.c ---- */
+
+long vql_qpair_create(struct vql_ctrl *ctrl, struct vql_qpair_create __user *arg);
+/*
+ * The controller does no DMA any more: no queue pair of it is live from now on, each has at least
+ * @state. Under ctrl->lock.
+ */
+void vql_qpairs_end(struct vql_ctrl *ctrl, enum vql_qpair_state state);
+/* Delete all on the live controller, as well as it goes: it is stopped next. Under ctrl->lock. */
+void vql_qpairs_delete(struct vql_ctrl *ctrl);
+/* The hardware goes: let go of all memory that it knew. After vql_qpairs_end(). */
+void vql_qpairs_free(struct vql_ctrl *ctrl);
+
+#endif
