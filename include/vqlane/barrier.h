@@ -21,6 +21,8 @@
 #define vql_store_release(p, v) virt_store_release(p, v)
 #define vql_mb() virt_mb()
 #define vql_compiler_barrier() barrier()
+#define vql_dma_rmb() rmb()
+#define vql_dma_wmb() wmb()
 #else
 #define vql_read_once(p) __atomic_load_n(p, __ATOMIC_RELAXED)
 #define vql_write_once(p, v) __atomic_store_n(p, v, __ATOMIC_RELAXED)
@@ -30,6 +32,20 @@
 #define vql_compiler_barrier() __asm__ __volatile__("" ::: "memory")
 /* Store → load ordering: the only one that costs a fence instruction on x86. */
 #define vql_mb() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+/*
+ * The same between a CPU and a device: loads among each other, stores among each other, of memory
+ * and of device registers alike. x86 keeps both in order by itself.
+ */
+#if defined(__x86_64__)
+#define vql_dma_rmb() vql_compiler_barrier()
+#define vql_dma_wmb() vql_compiler_barrier()
+#elif defined(__aarch64__)
+#define vql_dma_rmb() __asm__ __volatile__("dmb oshld" ::: "memory")
+#define vql_dma_wmb() __asm__ __volatile__("dmb oshst" ::: "memory")
+#else
+#define vql_dma_rmb() vql_mb()
+#define vql_dma_wmb() vql_mb()
+#endif
 #endif
 
 #endif

@@ -11,10 +11,15 @@
 #include "io.h"
 #include "types.h"
 
+enum {
+	VQL_MEM_READ_ONLY = 1, /* devices may read it only: a write here may not even be possible */
+};
+
 struct vql_region {
 	__u64 guest; /* first guest address */
 	__u64 bytes; /* > 0; guest + bytes does not wrap */
 	__u8 *host;  /* where it is mapped here */
+	__u32 flags; /* VQL_MEM_… */
 };
 
 /* Regions sorted by guest address, none overlapping; hint = index of the last hit, the owner's own.
@@ -52,26 +57,33 @@ VQL_INLINE const struct vql_region *vql_mem_find(struct vql_mem *m, __u64 guest)
 	return NULL;
 }
 
+/* May the device write to @r, if it is to (@write)? */
+VQL_INLINE bool vql_mem_allows(const struct vql_region *r, bool write)
+{
+	return VQL_LIKELY(!write || !(r->flags & VQL_MEM_READ_ONLY));
+}
+
 /*
- * Translate @bytes (> 0) at @guest when they lie in one region.
- * Returns the address here, or NULL when any byte is outside or in another region.
+ * Translate @bytes (> 0) at @guest when they lie in one region, for reading or also for writing.
+ * Returns the address here, or NULL when any byte is outside, in another region, or @write and the
+ * region is read-only.
  */
-VQL_INLINE void *vql_mem_flat(struct vql_mem *m, __u64 guest, __u64 bytes)
+VQL_INLINE void *vql_mem_flat(struct vql_mem *m, __u64 guest, __u64 bytes, bool write)
 {
 	const struct vql_region *r = vql_mem_find(m, guest);
 
-	if (!r || r->bytes - (guest - r->guest) < bytes)
+	if (!r || r->bytes - (guest - r->guest) < bytes || !vql_mem_allows(r, write))
 		return NULL;
 	return r->host + (guest - r->guest);
 }
 
 /*
  * Translate @bytes at @guest, across adjacent regions where need be, into at most @room segments.
- * Returns the number of segments written to @seg; -EFAULT: some byte is in no region or the range
- * wraps; -E2BIG: more than @room segments.
+ * Returns the number of segments written to @seg; -EFAULT: some byte is in no region, or in a
+ * read-only one though @write, or the range wraps; -E2BIG: more than @room segments.
  */
-VQL_INLINE int vql_mem_map(struct vql_mem *m, __u64 guest, __u64 bytes, struct vql_seg *seg,
-			   __u32 room)
+VQL_INLINE int vql_mem_map(struct vql_mem *m, __u64 guest, __u64 bytes, bool write,
+			   struct vql_seg *seg, __u32 room)
 {
 	__u32 n = 0;
 
@@ -81,7 +93,7 @@ VQL_INLINE int vql_mem_map(struct vql_mem *m, __u64 guest, __u64 bytes, struct v
 		const struct vql_region *r = vql_mem_find(m, guest);
 		__u64 here;
 
-		if (!r)
+		if (!r || !vql_mem_allows(r, write))
 			return -EFAULT;
 		if (n == room)
 			return -E2BIG;

@@ -94,7 +94,7 @@ enum vql_ring_error {
 	VQL_RING_LOOP,         /* more descriptors than the table has */
 	VQL_RING_BAD_INDIRECT, /* not negotiated, nested, chained on, or of odd size */
 	VQL_RING_BAD_ORDER,    /* readable after writable */
-	VQL_RING_BAD_ADDRESS,  /* outside guest memory */
+	VQL_RING_BAD_ADDRESS,  /* outside guest memory, or to be written where it is read-only */
 	VQL_RING_BAD_LENGTH,   /* the chain's length overflows 32 bits */
 	VQL_RING_NO_STATUS,    /* no writable byte to answer in */
 	VQL_RING_ERRORS,
@@ -109,7 +109,8 @@ VQL_INLINE const char *vql_ring_error_text(int error)
 	case VQL_RING_LOOP: return "descriptor chain loops";
 	case VQL_RING_BAD_INDIRECT: return "bad indirect descriptor";
 	case VQL_RING_BAD_ORDER: return "readable descriptor after a writable one";
-	case VQL_RING_BAD_ADDRESS: return "descriptor outside guest memory";
+	case VQL_RING_BAD_ADDRESS:
+		return "descriptor outside guest memory, or a writable one in read-only memory";
 	case VQL_RING_BAD_LENGTH: return "descriptor chain longer than 4 GiB";
 	case VQL_RING_NO_STATUS: return "no writable byte for the status";
 	default: return "unknown error";
@@ -172,7 +173,7 @@ VQL_INLINE int vql_chain_add(struct vql_chain *c, struct vql_mem *m, const struc
 		return 0; /* nothing to read or write; the specification does not forbid it */
 	if (VQL_UNLIKELY(c->out_bytes + c->in_bytes + d->len > 0xffffffffull))
 		return -VQL_RING_BAD_LENGTH;
-	n = vql_mem_map(m, d->addr, d->len, seg, room);
+	n = vql_mem_map(m, d->addr, d->len, in, seg, room);
 	if (VQL_UNLIKELY(n < 0)) {
 		if (n != -E2BIG)
 			return -VQL_RING_BAD_ADDRESS;
@@ -185,7 +186,7 @@ VQL_INLINE int vql_chain_add(struct vql_chain *c, struct vql_mem *m, const struc
 		if (VQL_LIKELY(n > 0))
 			c->last_in = (__u8 *)seg[n - 1].base + seg[n - 1].bytes - 1;
 		else
-			c->last_in = (__u8 *)vql_mem_flat(m, d->addr + d->len - 1, 1);
+			c->last_in = (__u8 *)vql_mem_flat(m, d->addr + d->len - 1, 1, true);
 		if (VQL_UNLIKELY(!c->last_in))
 			return -VQL_RING_BAD_ADDRESS;
 	} else {
@@ -211,13 +212,13 @@ VQL_INLINE int vql_chain_walk_indirect(struct vql_chain *c, struct vql_mem *m,
 		return -VQL_RING_BAD_ADDRESS;
 	for (;;) {
 		const __u64 addr = ind->addr + (__u64)at * sizeof(struct vql_desc);
-		const void *p = vql_mem_flat(m, addr, sizeof(struct vql_desc));
+		const void *p = vql_mem_flat(m, addr, sizeof(struct vql_desc), false);
 		struct vql_desc d;
 		int err;
 
 		if (VQL_UNLIKELY(!p)) { /* the entry itself straddles two regions, or is outside */
 			struct vql_seg half[2];
-			int n = vql_mem_map(m, addr, sizeof(d), half, 2);
+			int n = vql_mem_map(m, addr, sizeof(d), false, half, 2);
 
 			if (n != 2)
 				return -VQL_RING_BAD_ADDRESS;

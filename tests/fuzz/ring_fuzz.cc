@@ -5,8 +5,8 @@
 //           zeroes, 5…7 how many answers are published together, less one
 //   1       log2 of the queue size, less one, modulo 6
 //   2…3     first entry of the available ring that was not taken yet
-//   4…      descriptor table, available ring, and the guest's three regions: 0x1000, its neighbour
-//           0x2000, and 0x5000, a page each
+//   4…      descriptor table, available ring, and the guest's four regions: 0x1000, its neighbour
+//           0x2000, 0x5000, and its neighbour 0x6000, which is read-only, a page each
 #include "fuzz/fuzz.h"
 #include "unit/hostile_ring.h"
 
@@ -39,7 +39,10 @@ struct input {
 
 int fuzz_ring(const uint8_t* data, size_t size) {
     // Made once: mapping memory for each input would take most of the time.
-    static const guest_ram ram({{0x1000, 0x1000}, {0x2000, 0x1000}, {0x5000, 0x1000}});
+    static const guest_ram ram({{0x1000, 0x1000},
+                                {0x2000, 0x1000},
+                                {0x5000, 0x1000},
+                                {0x6000, 0x1000, VQL_MEM_READ_ONLY}});
     static std::array<std::unique_ptr<test_ring>, sizes> rings;
     std::array<uint8_t, 4> head{};
     input in = {data, size};

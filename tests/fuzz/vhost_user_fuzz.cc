@@ -68,7 +68,7 @@ class checking_host : public queue_host {
         });
     }
     void with_queue(virtqueue&, std::function<void()> fn) override { loop_.post(std::move(fn)); }
-    void memory_mapped(guest_memory&) override {}
+    result<void> memory_mapped(guest_memory&) override { return {}; }
     void memory_unmapped(guest_memory&, std::function<void()> done) override {
         require(!running_[0] && !running_[1]);
         loop_.post(std::move(done));

@@ -9,6 +9,7 @@
 #include VQL_HEADER
 #else
 #include "vqlane/blk.h"
+#include "vqlane/nvme.h"
 #include "vqlane/remap.h"
 #include "vqlane/stats.h"
 #endif
@@ -35,6 +36,21 @@ int use_blk(const struct vql_ring* r, struct vql_mem* m, struct vql_chain* c,
     int err = vql_chain_walk(r, m, vql_ring_peek(r), c);
 
     return err ? err : vql_blk_parse(c, d, io, answer);
+}
+#endif
+
+#if defined(VQLANE_NVME_H)
+bool use_nvme(const struct vql_nvme_queue* q, struct vql_nvme_prp* prp, struct vql_nvme_sgls* sgl,
+              struct vql_nvme_sqe* sqe, struct vql_nvme_cqe* cqe) {
+    vql_nvme_command(sqe, VQL_NVME_READ, 0, 1);
+    vql_nvme_blocks(sqe, 0, 8, 0);
+    vql_nvme_prp_begin(prp, NULL);
+    if (!vql_nvme_prp_add(prp, q->pool_dma, 512) || !vql_nvme_sgl_add(sgl, q->pool_dma, 512))
+        return false;
+    vql_nvme_prp_end(prp, q->pool_dma, sqe);
+    vql_nvme_sgl_end(sgl, q->pool_dma, sqe);
+    vql_nvme_ring(q->sq_doorbell, q->sq_shadow, q->sq_event, 0, 1);
+    return vql_nvme_cqe_take(q->cq, 1, cqe) && vql_nvme_status(cqe) == VQL_STATUS_OK;
 }
 #endif
 

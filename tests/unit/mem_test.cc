@@ -41,21 +41,21 @@ TEST_CASE("mem: an address is found in its region and nowhere else", "[mem]") {
     }
     vql_mem none = {nullptr, 0, 0};
     CHECK(vql_mem_find(&none, 0) == nullptr);
-    CHECK(vql_mem_flat(&none, 0, 1) == nullptr);
+    CHECK(vql_mem_flat(&none, 0, 1, false) == nullptr);
 }
 
 TEST_CASE("mem: flat translation needs all bytes in one region", "[mem]") {
     const guest_ram ram(layout);
     vql_mem m = ram.mem();
-    CHECK(vql_mem_flat(&m, 0x1000, 0x1000) == ram.at(0x1000));
-    CHECK(vql_mem_flat(&m, 0x1fff, 1) == ram.at(0x1fff));
-    CHECK(vql_mem_flat(&m, 0x1fff, 2) == nullptr); // the neighbour is another mapping
-    CHECK(vql_mem_flat(&m, 0x1000, 0x1001) == nullptr);
-    CHECK(vql_mem_flat(&m, 0x27ff, 2) == nullptr);
-    CHECK(vql_mem_flat(&m, 0x0fff, 2) == nullptr);
-    CHECK(vql_mem_flat(&m, 0x1000, UINT64_MAX) == nullptr);
-    CHECK(vql_mem_flat(&m, 0x1001, UINT64_MAX) == nullptr);
-    CHECK(vql_mem_flat(&m, UINT64_MAX, 2) == nullptr);
+    CHECK(vql_mem_flat(&m, 0x1000, 0x1000, false) == ram.at(0x1000));
+    CHECK(vql_mem_flat(&m, 0x1fff, 1, false) == ram.at(0x1fff));
+    CHECK(vql_mem_flat(&m, 0x1fff, 2, false) == nullptr); // the neighbour is another mapping
+    CHECK(vql_mem_flat(&m, 0x1000, 0x1001, false) == nullptr);
+    CHECK(vql_mem_flat(&m, 0x27ff, 2, false) == nullptr);
+    CHECK(vql_mem_flat(&m, 0x0fff, 2, false) == nullptr);
+    CHECK(vql_mem_flat(&m, 0x1000, UINT64_MAX, false) == nullptr);
+    CHECK(vql_mem_flat(&m, 0x1001, UINT64_MAX, false) == nullptr);
+    CHECK(vql_mem_flat(&m, UINT64_MAX, 2, false) == nullptr);
 }
 
 TEST_CASE("mem: a range is translated byte for byte, or refused", "[mem]") {
@@ -69,7 +69,7 @@ TEST_CASE("mem: a range is translated byte for byte, or refused", "[mem]") {
             uint64_t inside = 0; // bytes until the first that is in no region
             while (inside < bytes && guest + inside >= guest && ram.at(guest + inside))
                 inside++;
-            const int n = vql_mem_map(&m, guest, bytes, seg, 4);
+            const int n = vql_mem_map(&m, guest, bytes, false, seg, 4);
             if (inside < bytes) {
                 REQUIRE(n == -EFAULT);
                 continue;
@@ -91,13 +91,13 @@ TEST_CASE("mem: segments beyond the room are refused, not written", "[mem]") {
     vql_mem m = ram.mem();
     vql_seg seg[4];
     std::memset(seg, 0xee, sizeof(seg));
-    CHECK(vql_mem_map(&m, 0x1800, 0x2000, seg, 2) == -E2BIG);
+    CHECK(vql_mem_map(&m, 0x1800, 0x2000, false, seg, 2) == -E2BIG);
     CHECK(seg[2].bytes == 0xeeeeeeeeeeeeeeeeull);
-    CHECK(vql_mem_map(&m, 0x1800, 1, nullptr, 0) == -E2BIG);
-    CHECK(vql_mem_map(&m, 0x1800, 0x2000, seg, 3) == 3);
+    CHECK(vql_mem_map(&m, 0x1800, 1, false, nullptr, 0) == -E2BIG);
+    CHECK(vql_mem_map(&m, 0x1800, 0x2000, false, seg, 3) == 3);
     CHECK(seg[2].bytes == 0x800);
     CHECK(seg[3].bytes == 0xeeeeeeeeeeeeeeeeull);
-    CHECK(vql_mem_map(&m, 0x1800, 0, seg, 3) == 0);
+    CHECK(vql_mem_map(&m, 0x1800, 0, false, seg, 3) == 0);
 }
 
 TEST_CASE("mem: a range that wraps at 2^64 is refused even where both ends are memory", "[mem]") {
@@ -105,12 +105,29 @@ TEST_CASE("mem: a range that wraps at 2^64 is refused even where both ends are m
     const guest_ram ram({{0, 0x1000}, {top, 0x1000}});
     vql_mem m = ram.mem();
     vql_seg seg[4];
-    CHECK(vql_mem_map(&m, top, 0x1000, seg, 4) == 1);
-    CHECK(vql_mem_map(&m, top, 0x1001, seg, 4) == -EFAULT);
-    CHECK(vql_mem_map(&m, UINT64_MAX, 2, seg, 4) == -EFAULT);
-    CHECK(vql_mem_map(&m, 1, UINT64_MAX, seg, 4) == -EFAULT);
-    CHECK(vql_mem_map(&m, 2, UINT64_MAX, seg, 4) == -EFAULT);
-    CHECK(vql_mem_flat(&m, top, 0x1001) == nullptr);
+    CHECK(vql_mem_map(&m, top, 0x1000, false, seg, 4) == 1);
+    CHECK(vql_mem_map(&m, top, 0x1001, false, seg, 4) == -EFAULT);
+    CHECK(vql_mem_map(&m, UINT64_MAX, 2, false, seg, 4) == -EFAULT);
+    CHECK(vql_mem_map(&m, 1, UINT64_MAX, false, seg, 4) == -EFAULT);
+    CHECK(vql_mem_map(&m, 2, UINT64_MAX, false, seg, 4) == -EFAULT);
+    CHECK(vql_mem_flat(&m, top, 0x1001, false) == nullptr);
+}
+
+TEST_CASE("mem: read-only memory is found for reading only", "[mem]") {
+    const guest_ram ram({{0x1000, 0x1000}, {0x2000, 0x1000, VQL_MEM_READ_ONLY}, {0x3000, 0x1000}});
+    vql_mem m = ram.mem();
+    vql_seg seg[4];
+    CHECK(vql_mem_flat(&m, 0x2000, 0x1000, false) == ram.at(0x2000));
+    CHECK(vql_mem_flat(&m, 0x2000, 1, true) == nullptr);
+    CHECK(vql_mem_flat(&m, 0x2fff, 1, true) == nullptr);
+    CHECK(vql_mem_flat(&m, 0x1fff, 1, true) == ram.at(0x1fff));
+    CHECK(vql_mem_flat(&m, 0x3000, 0x1000, true) == ram.at(0x3000));
+    CHECK(vql_mem_map(&m, 0x1800, 0x2000, false, seg, 4) == 3);
+    CHECK(vql_mem_map(&m, 0x1800, 0x800, true, seg, 4) == 1);
+    CHECK(vql_mem_map(&m, 0x1800, 0x801, true, seg, 4) == -EFAULT); // its last byte is read-only
+    CHECK(vql_mem_map(&m, 0x1800, 0x2000, true, seg, 4) == -EFAULT);
+    CHECK(vql_mem_map(&m, 0x2fff, 2, true, seg, 4) == -EFAULT);
+    CHECK(vql_mem_map(&m, 0x2000, 0, true, seg, 4) == 0);
 }
 
 TEST_CASE("mem: unaligned reads return the bytes that are there", "[mem]") {

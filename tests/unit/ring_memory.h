@@ -73,6 +73,7 @@ using u16s = std::initializer_list<uint16_t>;
 struct piece {
     uint64_t guest;
     uint64_t bytes;
+    uint32_t flags = 0; // VQL_MEM_…
 };
 
 class guest_ram {
@@ -82,7 +83,7 @@ class guest_ram {
     explicit guest_ram(const std::vector<piece>& pieces, int prot = PROT_READ | PROT_WRITE) {
         for (const piece& p : pieces) {
             memory_.push_back(std::make_unique<guarded_bytes>(p.bytes, 1, prot));
-            regions_.push_back({p.guest, p.bytes, memory_.back()->data()});
+            regions_.push_back({p.guest, p.bytes, memory_.back()->data(), p.flags});
         }
     }
 
@@ -106,15 +107,22 @@ class guest_ram {
             static_cast<uint8_t*>(to)[i] = *at(guest + i);
     }
 
-    bool contains(const void* base, uint64_t bytes) const {
-        const auto* p = static_cast<const uint8_t*>(base);
-        return std::any_of(regions_.begin(), regions_.end(), [&](const vql_region& r) {
-            return p >= r.host && p <= r.host + r.bytes &&
-                   bytes <= static_cast<uint64_t>(r.host + r.bytes - p);
-        });
+    bool contains(const void* base, uint64_t bytes) const { return holds(base, bytes, 0); }
+    // … and the device may write there.
+    bool may_write(const void* base, uint64_t bytes) const {
+        return holds(base, bytes, VQL_MEM_READ_ONLY);
     }
 
   private:
+    // In one region that has none of the flags in @without.
+    bool holds(const void* base, uint64_t bytes, uint32_t without) const {
+        const auto* p = static_cast<const uint8_t*>(base);
+        return std::any_of(regions_.begin(), regions_.end(), [&](const vql_region& r) {
+            return p >= r.host && p <= r.host + r.bytes &&
+                   bytes <= static_cast<uint64_t>(r.host + r.bytes - p) && !(r.flags & without);
+        });
+    }
+
     std::vector<std::unique_ptr<guarded_bytes>> memory_;
     std::vector<vql_region> regions_;
 };
@@ -173,6 +181,8 @@ inline const char* broken_invariant(const guest_ram& ram, const vql_chain& c) {
             return "an empty segment";
         if (!ram.contains(c.seg[i].base, c.seg[i].bytes))
             return "a segment outside guest memory";
+        if (i >= c.nout && !ram.may_write(c.seg[i].base, c.seg[i].bytes))
+            return "a writable segment in read-only memory";
         (i < c.nout ? out : in) += c.seg[i].bytes;
     }
     if (c.truncated ? out > c.out_bytes : out != c.out_bytes)
@@ -183,8 +193,8 @@ inline const char* broken_invariant(const guest_ram& ram, const vql_chain& c) {
         return "a chain longer than 32 bits can tell";
     if ((c.last_in != nullptr) != (c.in_bytes > 0))
         return "last_in does not agree with in_bytes";
-    if (c.last_in && !ram.contains(c.last_in, 1))
-        return "last_in outside guest memory";
+    if (c.last_in && !ram.may_write(c.last_in, 1))
+        return "last_in outside guest memory, or in read-only memory";
     if (c.nin && !c.truncated) {
         const vql_seg& last = c.seg[c.nout + c.nin - 1];
         if (c.last_in != static_cast<uint8_t*>(last.base) + last.bytes - 1)
@@ -205,8 +215,8 @@ inline const char* broken_invariant(const guest_ram& ram, const vql_blk_disk& di
         return "unknown operation";
     if (io.status > VQL_STATUS_UNSUPP)
         return "unknown status";
-    if (!ram.contains(answer.status, 1))
-        return "status byte outside guest memory";
+    if (!ram.may_write(answer.status, 1))
+        return "status byte outside guest memory, or in read-only memory";
     for (uint32_t i = 0; i < io.nsegs; i++) {
         if (!ram.contains(io.seg[i].base, io.seg[i].bytes))
             return "a data segment outside guest memory";

@@ -260,15 +260,17 @@ const char* difference(const encoded& e, const vql_io& io, const vql_blk_answer&
 
 // ---- hostile rings ----
 
-constexpr uint64_t hostile_low = 0x1000, hostile_far = 0x5000;
+constexpr uint64_t hostile_low = 0x1000, hostile_far = 0x5000, hostile_read_only = 0x6000;
 
 uint64_t hostile_address(random_source& r) {
-    constexpr std::array<uint64_t, 7> edges = {0x1000, 0x2000, 0x3000,    0x5000,
-                                               0x6000, 0,      1ull << 63};
+    constexpr std::array<uint64_t, 8> edges = {0x1000, 0x2000, 0x3000, 0x5000,
+                                               0x6000, 0x7000, 0,      1ull << 63};
     if (r.one_in(20))
         return r.any();
     if (r.one_in(4))
         return edges[r.between(0, edges.size() - 1)] + r.between(0, 64) - 32; // may wrap: it should
+    if (r.one_in(16))
+        return hostile_read_only + r.between(0, 0xfff);
     return r.one_in(3) ? hostile_far + r.between(0, 0xfff) : hostile_low + r.between(0, 0x1fff);
 }
 
@@ -387,7 +389,10 @@ TEST_CASE("random: what a driver encodes is what is parsed", "[vring][blk][rando
 
 TEST_CASE("random: no hostile ring leads outside guest memory, and each gets a verdict",
           "[vring][blk][random]") {
-    const guest_ram ram({{0x1000, 0x1000}, {0x2000, 0x1000}, {0x5000, 0x1000}});
+    const guest_ram ram({{0x1000, 0x1000},
+                         {0x2000, 0x1000},
+                         {0x5000, 0x1000},
+                         {0x6000, 0x1000, VQL_MEM_READ_ONLY}});
     random_source random(11);
     std::array<unsigned, VQL_RING_ERRORS> stopped{};
     unsigned submitted = 0, answered = 0;

@@ -240,6 +240,45 @@ TEST_CASE("vring: addresses outside guest memory are refused", "[vring]") {
     }
 }
 
+TEST_CASE("vring: read-only memory is read, and what would write there is refused", "[vring]") {
+    // Between two that are writable, and their neighbour.
+    const guest_ram memory(
+        {{0x1000, 0x1000}, {0x2000, 0x1000, VQL_MEM_READ_ONLY}, {0x3000, 0x1000}});
+    test_ring t(4);
+    SECTION("readable descriptors, and a table, may be there") {
+        const vql_desc entries[] = {{0x2000, 0x800, next, 1}, {0x3000, 1, writable, 0}};
+        memory.write(0x2f00, entries, sizeof(entries));
+        t.set_desc(0, 0x2f00, sizeof(entries), indirect);
+        const auto [err, c] = walk(t, memory);
+        REQUIRE(err == VQL_RING_OK);
+        CHECK(c.seg[0].base == memory.at(0x2000));
+        CHECK(c.last_in == memory.at(0x3000));
+    }
+    SECTION("writable ones may not, not even with a byte") {
+        const std::vector<std::pair<uint64_t, uint32_t>> ranges = {
+            {0x2000, 1}, {0x2fff, 1}, {0x1fff, 2}, {0x2fff, 2}, {0x1000, 0x3000}};
+        for (const auto& [addr, len] : ranges) {
+            CAPTURE(addr, len);
+            t.set_desc(0, addr, len, writable);
+            CHECK(walk(t, memory).err == -VQL_RING_BAD_ADDRESS);
+            t.set_desc(0, addr, len, 0);
+            CHECK(walk(t, memory).err == VQL_RING_OK);
+        }
+    }
+    SECTION("nor the byte to answer in, of a chain with more segments than are kept") {
+        constexpr uint16_t entries = VQL_MAX_SEGS + 2;
+        test_ring many(512);
+        for (uint16_t i = 0; i < entries; i++)
+            many.set_desc(i, 0x1000, 1, next | writable, static_cast<uint16_t>(i + 1));
+        many.set_desc(entries, 0x2000, 1, writable);
+        CHECK(walk(many, memory).err == -VQL_RING_BAD_ADDRESS);
+        many.set_desc(entries, 0x1fff, 2, writable);
+        CHECK(walk(many, memory).err == -VQL_RING_BAD_ADDRESS);
+        many.set_desc(entries, 0x3000, 1, writable);
+        CHECK(walk(many, memory).err == VQL_RING_OK);
+    }
+}
+
 TEST_CASE("vring: a range over two adjacent regions becomes two segments", "[vring]") {
     test_ring t(2);
     t.set_desc(0, high - 10, 16, next, 1);

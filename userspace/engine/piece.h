@@ -10,9 +10,12 @@
 // One poller owns one engine of each kind: no locks.
 #pragma once
 
+#include "engine/dma.h"
 #include "engine/target.h"
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vqlane/io.h>
 
 namespace vql {
@@ -30,7 +33,27 @@ struct piece {
     uint8_t op = 0;       // enum vql_op
     uint8_t flags = 0;    // enum vql_io_flags
     bool durable = false; // the cache is write-through: finished means on stable storage
-    int16_t buffer = -1;  // registered buffer that holds all of the data, or -1
+    // uring
+    int16_t buffer = -1;     // registered buffer that holds all of the data, or -1
+    bool unpinnable = false; // the data is in memory that the kernel cannot pin
+    // nvme: the memory that the data is in, as the target's controller sees it
+    const dma_view* dma = nullptr;
 };
+
+// Copy @bytes of a piece's data, which begins @skip bytes into *@seg, between guest memory and
+// @buffer.
+inline void copy_data(const vql_seg* seg, uint64_t skip, uint8_t* buffer, uint64_t bytes,
+                      bool to_guest) {
+    for (; bytes; seg++, skip = 0) {
+        const uint64_t here = std::min<uint64_t>(seg->bytes - skip, bytes);
+        uint8_t* const guest = static_cast<uint8_t*>(seg->base) + skip;
+        if (to_guest)
+            std::memcpy(guest, buffer, here);
+        else
+            std::memcpy(buffer, guest, here);
+        buffer += here;
+        bytes -= here;
+    }
+}
 
 } // namespace vql

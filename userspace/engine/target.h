@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Where bytes rest: a regular file, a block device, or nothing (null).
+// Where bytes rest: a regular file, a block device, an NVMe namespace, or nothing (null).
 #pragma once
 
 #include "base/fd.h"
@@ -12,7 +12,7 @@
 
 namespace vql {
 
-enum class target_kind : uint8_t { null, uring };
+enum class target_kind : uint8_t { null, uring, nvme };
 
 // Immutable once published to the pollers, but for bytes (grows, control thread only) and the
 // atomics, which any poller may clear when the kernel turns out not to support an operation.
@@ -28,6 +28,13 @@ struct target {
     bool read_only = false; // could be opened for reading only
     bool discard = false;   // discard gives space back
     std::string path;
+
+    // nvme
+    uint32_t controller = 0;      // index among the daemon's
+    uint32_t nsid = 0;            // namespace
+    uint32_t boundary_blocks = 0; // no read or write crosses a multiple of it (NOIOB); 0 = none
+
+    // uring
     unique_fd fd;
     std::atomic<bool> zero_range{true};   // FALLOC_FL_ZERO_RANGE works
     std::atomic<bool> punch_hole{true};   // FALLOC_FL_PUNCH_HOLE works

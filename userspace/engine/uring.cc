@@ -113,7 +113,11 @@ bool uring_engine::submit(const piece& p) {
 
 bool uring_engine::needs_bounce(const slot& s) const {
     const piece& p = s.p;
-    if (!p.where->direct || (p.op != VQL_OP_READ && p.op != VQL_OP_WRITE))
+    if (p.op != VQL_OP_READ && p.op != VQL_OP_WRITE)
+        return false;
+    if (p.unpinnable)
+        return true;
+    if (!p.where->direct)
         return false;
     const uint64_t address_mask = p.where->memory_align - 1;
     const uint64_t length_mask = p.where->block_bytes - 1;
@@ -175,7 +179,7 @@ void uring_engine::start_data(slot& s) {
     if (s.bouncing) {
         s.step_bytes = std::min(p.bytes, bounce_bytes);
         if (!read)
-            copy(s, true, s.step_bytes);
+            copy_data(p.seg, p.skip, bounce_at(s.bounce), s.step_bytes, false);
         uint8_t* at = bounce_at(s.bounce);
         if (read)
             io_uring_prep_read(e, -1, at, unsigned(s.step_bytes), p.offset);
@@ -252,23 +256,6 @@ void uring_engine::start_zeroes(slot& s) {
         io_uring_prep_fallocate(e, -1, mode | FALLOC_FL_KEEP_SIZE, off_t(p.offset), off_t(p.bytes));
     }
     prep_file(e, s);
-}
-
-// Copy the next @bytes of the piece's data from (@out) or to guest memory.
-void uring_engine::copy(slot& s, bool out, uint64_t bytes) {
-    uint8_t* at = bounce_at(s.bounce);
-    uint64_t skip = s.p.skip;
-    for (const vql_seg* seg = s.p.seg; bytes; seg++) {
-        const uint64_t here = std::min<uint64_t>(seg->bytes - skip, bytes);
-        uint8_t* guest = static_cast<uint8_t*>(seg->base) + skip;
-        if (out)
-            std::memcpy(at, guest, here);
-        else
-            std::memcpy(guest, at, here);
-        at += here;
-        bytes -= here;
-        skip = 0;
-    }
 }
 
 void uring_engine::advance(slot& s, uint64_t bytes) {
@@ -365,7 +352,7 @@ void uring_engine::complete(uint64_t user_data, int32_t res) {
             return fail(s, EIO); // the file ended: it was cut short behind our back
         const uint64_t bytes = std::min(uint64_t(res), s.step_bytes);
         if (s.bouncing && s.p.op == VQL_OP_READ)
-            copy(s, false, bytes);
+            copy_data(s.p.seg, s.p.skip, bounce_at(s.bounce), bytes, true);
         advance(s, bytes);
         if (s.p.bytes) {
             s.p.buffer = -1; // the rest may lie in the next segment, in another buffer

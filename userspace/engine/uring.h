@@ -81,7 +81,6 @@ class uring_engine {
     void fail(slot& s, int err);
     bool fall_back(slot& s, int err);
     bool needs_bounce(const slot& s) const;
-    void copy(slot& s, bool out, uint64_t bytes);
     uint8_t* bounce_at(int16_t i) const { return bounce_.data() + uint64_t(i) * bounce_bytes; }
 
     io_uring* ring_ = nullptr;

@@ -97,8 +97,13 @@ guest_memory::~guest_memory() {
 void guest_memory::clear() {
     for (map_entry& m : maps_)
         remove_guard(m.guard);
+    if (space_guard_ >= 0)
+        remove_guard(space_guard_);
     regions_.clear();
     maps_.clear();
+    space_guard_ = -1;
+    space_map_ = {};
+    space_ = {};
 }
 
 result<void> guest_memory::add(const memory_slot& slot, const unique_fd& fd) {
@@ -136,8 +141,23 @@ result<void> guest_memory::add(const memory_slot& slot, const unique_fd& fd) {
         return error{"too many memory regions in the daemon"};
 
     const auto index = at - regions_.begin();
-    regions_.insert(at, {slot.guest, slot.bytes, map.data() + head});
+    regions_.insert(at, {slot.guest, slot.bytes, map.data() + head, 0});
     maps_.insert(maps_.begin() + index, {std::move(map), slot, huge, guard});
+    return {};
+}
+
+result<void> guest_memory::add(kmod_mspace space) {
+    auto map = space.map();
+    if (!map)
+        return map.failure();
+    space_guard_ = add_guard(map->data(), map->size());
+    if (space_guard_ < 0)
+        return error{"too many memory regions in the daemon"};
+    for (const vql_mregion& r : space.regions())
+        regions_.push_back({r.guest, r.bytes, map->data() + r.first_page * 4096,
+                            r.flags & VQL_REGION_READ_ONLY ? uint32_t{VQL_MEM_READ_ONLY} : 0});
+    space_map_ = std::move(*map);
+    space_ = std::move(space);
     return {};
 }
 
@@ -163,6 +183,11 @@ uint8_t* guest_memory::from_vmm(uint64_t vmm, uint64_t bytes) const {
     return nullptr;
 }
 
+uint8_t* guest_memory::from_guest(uint64_t guest, uint64_t bytes, bool write) const {
+    vql_mem m = view();
+    return static_cast<uint8_t*>(vql_mem_flat(&m, guest, bytes, write));
+}
+
 uint64_t guest_memory::guest_of(const void* p) const {
     const auto at = reinterpret_cast<uintptr_t>(p);
     for (const vql_region& r : regions_) {
@@ -177,7 +202,7 @@ bool guest_memory::lost() const {
     for (const map_entry& m : maps_)
         if (guard_tripped(m.guard))
             return true;
-    return false;
+    return space_guard_ >= 0 && guard_tripped(space_guard_);
 }
 
 } // namespace vql

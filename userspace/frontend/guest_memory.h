@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// A guest's memory, mapped from the descriptors its VMM sent.
+// A guest's memory: mapped from the descriptors its VMM sent, or one mapping of the kernel
+// module's.
 //
-// The VMM may truncate the file behind a mapping at any time; whoever touches the lost pages gets
-// SIGBUS. A handler then puts zero pages under the whole region, so that the thread goes on, and
-// marks the region lost: its owner is to drop the guest.
+// A VMM may truncate the file behind a mapping at any time, and the module takes back what it lent;
+// whoever touches the lost pages gets SIGBUS. A handler then puts zero pages under the whole
+// mapping, so that the thread goes on, and marks it lost: its owner is to drop the guest.
 #pragma once
 
 #include "base/fd.h"
+#include "base/kmod.h"
 #include "base/result.h"
 
 #include <cstdint>
@@ -35,6 +37,8 @@ class guest_memory {
     result<void> add(const memory_slot& slot, const unique_fd& fd);
     // Unmap the slot with the same guest and VMM address and size. No queue may be running.
     result<void> remove(const memory_slot& slot);
+    // Take all of a vDPA disk's guest memory, as the module has it. This memory is empty before.
+    result<void> add(kmod_mspace space);
     void clear();
 
     bool empty() const { return regions_.empty(); }
@@ -43,10 +47,17 @@ class guest_memory {
 
     // [vmm, vmm + bytes) in one region, or null.
     uint8_t* from_vmm(uint64_t vmm, uint64_t bytes) const;
+    // [guest, guest + bytes) in one region, which the device may write if it is to; or null.
+    uint8_t* from_guest(uint64_t guest, uint64_t bytes, bool write) const;
     // The guest address of @p, which lies in a region (the inverse of vql_mem_map).
     uint64_t guest_of(const void* p) const;
-    // Is the region's memory of huge pages, which are allocated in advance?
+    // Can io_uring pin it? Not what the module maps page by page, without the kernel's leave to
+    // hold on to them.
+    bool pinnable() const { return !space_; }
+    // Is the region's memory, if pinnable, of huge pages, which are allocated in advance?
     bool huge(size_t region) const { return maps_[region].huge; }
+    // The module's object for it, or null when it came from a VMM.
+    const kmod_mspace* space() const { return space_ ? &space_ : nullptr; }
 
     // Was a page of it lost?
     bool lost() const;
@@ -58,9 +69,12 @@ class guest_memory {
         bool huge;
         int guard; // index of its SIGBUS guard
     };
-    // Parallel, both sorted by guest address.
+    // Sorted by guest address, and parallel; or the module's, with one mapping for all.
     std::vector<vql_region> regions_;
     std::vector<map_entry> maps_;
+    kmod_mspace space_;
+    mapping space_map_;
+    int space_guard_ = -1;
 };
 
 // Install the SIGBUS handler of the process. Once, before any guest is mapped.

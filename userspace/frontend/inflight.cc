@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "frontend/inflight.h"
 
+#include "base/kmod.h"
 #include "frontend/shared_file.h"
 
 #include <algorithm>
@@ -66,6 +67,19 @@ result<void> inflight_region::open(const unique_fd& fd, uint64_t bytes, uint64_t
     map_ = std::move(file->map);
     guard_ = file->guard;
     start_ = file->start;
+    queues_ = queues;
+    num_ = num;
+    return {};
+}
+
+result<void> inflight_region::adopt(mapping map, uint32_t queues, uint32_t num) {
+    static_assert(VQL_INFLIGHT_BYTES(1024) == inflight_queue::bytes(1024) &&
+                  VQL_INFLIGHT_BYTES(2) == inflight_queue::bytes(2));
+    guard_ = add_guard(map.data(), map.size());
+    if (guard_ < 0)
+        return error{"too many shared mappings in the daemon"};
+    map_ = std::move(map);
+    start_ = map_.data();
     queues_ = queues;
     num_ = num;
     return {};

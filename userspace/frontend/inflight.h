@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // In-flight tracking: which requests were taken from a queue and not answered, in memory that the
-// VMM keeps while the daemon is gone (vhost-user specification, "Inflight I/O tracking", split
-// virtqueue). A daemon that takes over answers exactly those, in the order they were taken.
+// VMM, or the kernel module, keeps while the daemon is gone (vhost-user specification, "Inflight
+// I/O tracking", split virtqueue). A daemon that takes over answers exactly those, in the order
+// they were taken.
 //
 // The poller is the only writer. A killed process leaves the stores it made, in program order; each
 // step below is a release store, so the compiler keeps that order too.
@@ -87,8 +88,8 @@ class inflight_queue {
     std::vector<uint16_t> batch_;
 };
 
-// The region of all queues of one device, made here (GET_INFLIGHT_FD) or received
-// (SET_INFLIGHT_FD).
+// The region of all queues of one device: made here (GET_INFLIGHT_FD), received (SET_INFLIGHT_FD),
+// or the kernel module's.
 class inflight_region {
   public:
     inflight_region() = default;
@@ -106,6 +107,8 @@ class inflight_region {
     // Map a region for @queues queues of at least @num entries.
     result<void> open(const unique_fd& fd, uint64_t bytes, uint64_t offset, uint32_t queues,
                       uint32_t num);
+    // Take the record of a vDPA disk, of the layout of @queues queues of @num entries.
+    result<void> adopt(mapping map, uint32_t queues, uint32_t num);
     // The part of queue @index, or an empty one when the region does not cover it.
     inflight_queue queue(uint32_t index) const;
     bool lost() const;

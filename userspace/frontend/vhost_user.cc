@@ -18,9 +18,9 @@ namespace vql {
 using namespace vhost_user;
 
 vhost_user_server::vhost_user_server(event_loop& loop, queue_host& host, std::string name)
-    : loop_(loop), host_(host), name_(std::move(name)) {
+    : frontend(loop, host, std::move(name)) {
     for (uint32_t i = 0; i < host_.geometry().queues; i++) {
-        rings_.push_back(std::make_unique<ring_state>());
+        rings_.push_back(std::make_unique<vring>());
         rings_.back()->vq.index = i;
     }
 }
@@ -84,13 +84,6 @@ void vhost_user_server::accept_client() {
     reader_ = message_reader();
     // Edge-triggered: while busy we do not read, and when no longer busy we look by ourselves.
     loop_.add(client_.get(), EPOLLIN | EPOLLRDHUP | EPOLLET, [this](uint32_t) { read_messages(); });
-}
-
-uint32_t vhost_user_server::queues_running() const {
-    uint32_t n = 0;
-    for (const auto& r : rings_)
-        n += r->running;
-    return n;
 }
 
 namespace {
@@ -177,8 +170,11 @@ void vhost_user_server::handle(message m) {
 void vhost_user_server::finish(message& m, outcome o) {
     const bool ack = m.need_reply() && (protocol_features_ & (1u << PROTOCOL_F_REPLY_ACK));
 
-    if (memory_message(m.head.request))
-        host_.memory_mapped(memory_);
+    if (memory_message(m.head.request)) {
+        auto ok = host_.memory_mapped(memory_);
+        if (!ok && o.refusal.empty())
+            return drop(std::string(request_name(m.head.request)) + ": " + ok.failure().text);
+    }
     if (!o.refusal.empty()) {
         const std::string why = std::string(request_name(m.head.request)) + ": " + o.refusal;
         if (!ack || o.has_reply)
@@ -213,33 +209,6 @@ void vhost_user_server::finish(message& m, outcome o) {
     run_complete_rings();
 }
 
-// No longer busy: go on with @then, and with what came up meanwhile.
-void vhost_user_server::idle_then(const std::function<void()>& then) {
-    busy_ = false;
-    then();
-    while (!busy_ && !when_idle_.empty()) {
-        auto next = std::move(when_idle_.front());
-        when_idle_.erase(when_idle_.begin());
-        next();
-    }
-}
-
-void vhost_user_server::stop_then(std::vector<ring_state*> rings, std::function<void()> then) {
-    std::erase_if(rings, [](ring_state* r) { return !r->running; });
-    if (rings.empty())
-        return then();
-    busy_ = true;
-    auto left = std::make_shared<size_t>(rings.size());
-    for (ring_state* r : rings) {
-        host_.stop_queue(r->vq, [this, r, left, then] {
-            r->running = false;
-            r->base = r->vq.ring.next_avail;
-            if (--*left == 0)
-                idle_then(then);
-        });
-    }
-}
-
 // A ring runs when all it needs is there. This is the only place that starts one.
 void vhost_user_server::run_complete_rings() {
     const bool needs_enable = features_ & (1ull << F_PROTOCOL_FEATURES);
@@ -249,53 +218,30 @@ void vhost_user_server::run_complete_rings() {
             continue;
         if (auto ok = prepare_ring(*r); !ok)
             return drop("queue " + std::to_string(r->vq.index) + ": " + ok.failure().text);
-        r->running = true;
-        host_.start_queue(r->vq);
+        start_ring(*r);
     }
 }
 
-result<void> vhost_user_server::prepare_ring(ring_state& r) {
+result<void> vhost_user_server::prepare_ring(vring& r) {
     virtqueue& q = r.vq;
-    uint8_t* desc = memory_.from_vmm(r.addr->desc, vql_desc_bytes(r.num));
-    uint8_t* avail = memory_.from_vmm(r.addr->avail, vql_avail_bytes(r.num));
-    uint8_t* used = memory_.from_vmm(r.addr->used, vql_used_bytes(r.num));
-    if (!desc || !avail || !used)
-        return error{"ring lies outside guest memory"};
-    const auto misaligned = [](const uint8_t* p, uintptr_t to) {
-        return reinterpret_cast<uintptr_t>(p) % to != 0;
-    };
-    if (misaligned(desc, 16) || misaligned(avail, 2) || misaligned(used, 4))
-        return error{"ring is misaligned"};
-
-    q.ring = {};
-    q.ring.desc = reinterpret_cast<const vql_desc*>(desc);
-    q.ring.avail = reinterpret_cast<vql_avail*>(avail);
-    q.ring.used = reinterpret_cast<vql_used*>(used);
-    q.ring.num = uint16_t(r.num);
-    q.ring.event_idx = features_ & (1ull << 29);
-    q.ring.indirect = features_ & (1ull << 28);
-    q.ring.must_signal = true;
-    q.ring.next_avail = r.base;
-    q.ring.next_used = vql_load_acquire(&q.ring.used->idx);
-    q.ring.signalled = q.ring.next_used;
-    q.resubmit.clear();
-    q.inflight = inflight_ ? inflight_->queue(q.index) : inflight_queue();
-    if (q.inflight && q.inflight.num() < r.num) {
+    ring_setup s;
+    s.desc = memory_.from_vmm(r.addr->desc, vql_desc_bytes(r.num));
+    s.avail = memory_.from_vmm(r.addr->avail, vql_avail_bytes(r.num));
+    s.used = memory_.from_vmm(r.addr->used, vql_used_bytes(r.num));
+    s.num = r.num;
+    s.next_avail = r.base;
+    s.features = features_;
+    s.writeback = writeback_;
+    s.record = inflight_ ? inflight_->queue(q.index) : inflight_queue();
+    s.taken_over = true; // the VMM's index may be older than its region
+    if (s.record && s.record.num() < r.num) {
         log_info("disk " + name_ + " queue " + std::to_string(q.index) +
                  ": the in-flight region is "
                  "too small for it; requests in flight are lost if this daemon dies");
-        q.inflight = {};
+        s.record = {};
     }
-    if (q.inflight) {
-        // What was answered or is in flight was taken; the driver's index in the VMM may be older.
-        q.resubmit = q.inflight.recover(q.ring.next_used);
-        std::erase_if(q.resubmit, [&](uint16_t head) { return head >= r.num; });
-        q.ring.next_avail = uint16_t(q.ring.next_used + q.resubmit.size());
-    }
-    q.mem = memory_.view();
-    q.memory = &memory_;
-    q.disk = blk_disk(host_.geometry(), features_);
-    q.durable = blk_durable(features_, writeback_);
+    if (auto ok = prepare_queue(q, s, memory_, host_.geometry()); !ok)
+        return ok;
     q.log = features_ & (1ull << F_LOG_ALL) ? log_.get() : nullptr;
     q.log_used = r.addr->flags & VRING_F_LOG;
     q.used_log_guest = r.addr->log;
@@ -378,6 +324,11 @@ void vhost_user_server::close(std::function<void()> done) {
         loop_.post(done); // not from within: @done may destroy us
 }
 
+// The disk has no life but this object's.
+void vhost_user_server::remove(bool, std::function<void(result<void>)> done) {
+    close([done = std::move(done)] { done({}); });
+}
+
 void vhost_user_server::queue_broken(virtqueue& q) {
     if (ending_ || !client_)
         return;
@@ -413,7 +364,7 @@ void vhost_user_server::geometry_changes(std::function<void()> change) {
     });
 }
 
-std::vector<vhost_user_server::ring_state*> vhost_user_server::all_rings() {
+std::vector<frontend::ring_state*> vhost_user_server::all_rings() {
     std::vector<ring_state*> all;
     for (auto& r : rings_)
         all.push_back(r.get());

@@ -55,7 +55,7 @@ vhost_user_server::outcome vhost_user_server::reply(const T& value) {
 }
 template vhost_user_server::outcome vhost_user_server::reply(const uint64_t&);
 
-vhost_user_server::ring_state* vhost_user_server::ring_at(uint64_t index) {
+vhost_user_server::vring* vhost_user_server::ring_at(uint64_t index) {
     return index < rings_.size() ? rings_[index].get() : nullptr;
 }
 
@@ -63,7 +63,7 @@ bool vhost_user_server::memory_message(uint32_t request) const {
     return request == SET_MEM_TABLE || request == ADD_MEM_REG || request == REM_MEM_REG;
 }
 
-std::vector<vhost_user_server::ring_state*> vhost_user_server::rings_to_stop(const message& m) {
+std::vector<frontend::ring_state*> vhost_user_server::rings_to_stop(const message& m) {
     std::vector<ring_state*> rings;
     switch (m.head.request) {
     case SET_STATUS:
@@ -84,11 +84,11 @@ std::vector<vhost_user_server::ring_state*> vhost_user_server::rings_to_stop(con
     case SET_VRING_BASE:
     case GET_VRING_BASE:
     case SET_VRING_ENABLE:
-        if (ring_state* r = ring_at(m.as<vring_state>().index))
+        if (vring* r = ring_at(m.as<vring_state>().index))
             rings.push_back(r);
         break;
     case SET_VRING_KICK:
-        if (ring_state* r = ring_at(m.as<uint64_t>() & VRING_IDX_MASK))
+        if (vring* r = ring_at(m.as<uint64_t>() & VRING_IDX_MASK))
             rings.push_back(r);
         break;
     default: break;
@@ -157,7 +157,7 @@ vhost_user_server::outcome vhost_user_server::apply_vring(message& m) {
         return set_vring_fd(m);
 
     const auto s = m.as<vring_state>();
-    ring_state* r = ring_at(s.index);
+    vring* r = ring_at(s.index);
     if (!r)
         return refuse("queue " + std::to_string(s.index) + " does not exist");
     switch (m.head.request) {
@@ -210,7 +210,7 @@ vhost_user_server::outcome vhost_user_server::set_mem_table(message& m) {
 }
 
 vhost_user_server::outcome vhost_user_server::set_vring_addr(const vring_addr& a) {
-    ring_state* r = ring_at(a.index);
+    vring* r = ring_at(a.index);
     if (!r)
         return refuse("queue " + std::to_string(a.index) + " does not exist");
     if (a.flags & ~VRING_F_LOG)
@@ -223,7 +223,7 @@ vhost_user_server::outcome vhost_user_server::set_vring_addr(const vring_addr& a
 
 vhost_user_server::outcome vhost_user_server::set_vring_fd(message& m) {
     const auto value = m.as<uint64_t>();
-    ring_state* r = ring_at(value & VRING_IDX_MASK);
+    vring* r = ring_at(value & VRING_IDX_MASK);
     if (!r || value & ~(VRING_IDX_MASK | VRING_NOFD))
         return refuse("queue does not exist");
     if (m.fds.empty() != bool(value & VRING_NOFD))

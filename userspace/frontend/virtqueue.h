@@ -7,6 +7,8 @@
 #pragma once
 
 #include "base/fd.h"
+#include "base/result.h"
+#include "frontend/blk_device.h"
 #include "frontend/dirty_log.h"
 #include "frontend/guest_memory.h"
 #include "frontend/inflight.h"
@@ -40,5 +42,25 @@ struct virtqueue {
     // Set by the poller when the driver broke the ring, in which case it serves it no more.
     int ring_error = 0; // enum vql_ring_error
 };
+
+// How a driver has set up a queue.
+struct ring_setup {
+    // The ring's parts in this process, or null where one lies outside guest memory, or the used
+    // ring in memory that the device may not write.
+    uint8_t* desc = nullptr;
+    uint8_t* avail = nullptr;
+    uint8_t* used = nullptr;
+    uint32_t num = 0;        // valid: see vql_queue_size_valid()
+    uint16_t next_avail = 0; // where the device goes on in the available ring
+    uint64_t features = 0;   // as negotiated
+    bool writeback = false;  // the driver's wish (VIRTIO_BLK_F_CONFIG_WCE)
+    inflight_queue record;   // of at least num entries, or none
+    bool taken_over = false; // next_avail may be old: what the record and the used ring say counts
+};
+
+// Make @q ready to run, but for its descriptors and its log. It begins with what an earlier daemon
+// left in flight. Refused: a ring that is not where it may be.
+result<void> prepare_queue(virtqueue& q, const ring_setup& s, guest_memory& memory,
+                           const blk_geometry& geometry);
 
 } // namespace vql

@@ -1,0 +1,516 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "engine/nvme.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+
+namespace vql {
+
+namespace {
+
+// Call @each(address, bytes) for @bytes of data, page by page, until it says false. Returns the
+// bytes it said true for.
+template <class F>
+uint64_t walk(const vql_seg* seg, uint64_t skip, uint64_t bytes, F&& each) {
+    uint64_t done = 0;
+    for (; done < bytes; seg++, skip = 0) {
+        uint8_t* at = static_cast<uint8_t*>(seg->base) + skip;
+        uint64_t here = std::min<uint64_t>(seg->bytes - skip, bytes - done);
+        while (here) {
+            const uint64_t offset = reinterpret_cast<uintptr_t>(at) % VQL_NVME_PAGE_BYTES;
+            const uint64_t n = std::min(here, VQL_NVME_PAGE_BYTES - offset);
+            if (!each(at, n))
+                return done;
+            at += n;
+            here -= n;
+            done += n;
+        }
+    }
+    return done;
+}
+
+} // namespace
+
+void nvme_engine::cursor::advance(uint64_t bytes) {
+    skip += bytes;
+    while (skip && skip >= seg->bytes) { // not beyond the last one: skip is 0 there
+        skip -= seg->bytes;
+        seg++;
+    }
+}
+
+result<void> nvme_engine::open(const nvme_queue& q) {
+    if (q.depth < 2 || q.depth > max_depth)
+        return error{"queues of " + std::to_string(q.depth) + " entries; 2 to " +
+                     std::to_string(max_depth) + " can be used"};
+    if (q.pool_pages < q.depth + 1)
+        return error{"a pool of " + std::to_string(q.pool_pages) + " pages; queues of " +
+                     std::to_string(q.depth) + " entries need " + std::to_string(q.depth + 1)};
+    if (!q.max_transfer || q.max_transfer % VQL_NVME_PAGE_BYTES)
+        return error{"transfers of at most " + std::to_string(q.max_transfer) +
+                     " bytes; a multiple of 4096 is needed"};
+    slots_.resize(q.depth - 1);
+    commands_.resize(q.depth - 1);
+    free_commands_.reserve(commands_.size());
+    free_bounce_.reserve(q.pool_pages);
+    done_.reserve(slots_.size());
+    for (slot& s : slots_) {
+        s.active = false;
+        s.next = free_;
+        free_ = &s;
+    }
+    set_queue(q);
+    return {};
+}
+
+void nvme_engine::set_queue(const nvme_queue& q) {
+    queue_ = q;
+    tail_ = rung_ = head_ = 0;
+    phase_ = 1;
+    // One entry of a queue stays empty (§3.3.1.5), so that all commands under way fit.
+    const auto n = uint32_t(std::min<size_t>(q.depth - 1, commands_.size()));
+    free_commands_.clear();
+    for (command& c : commands_)
+        c.owner = nullptr;
+    for (uint32_t i = n; i-- > 0;)
+        free_commands_.push_back(uint16_t(i));
+    zero_page_ = n;
+    std::memset(page(zero_page_), 0, VQL_NVME_PAGE_BYTES);
+    free_bounce_.clear();
+    for (uint32_t i = q.pool_pages; --i > zero_page_;)
+        if (free_bounce_.size() < free_bounce_.capacity())
+            free_bounce_.push_back(int32_t(i));
+    assert(!free_bounce_.empty());
+}
+
+bool nvme_engine::submit(const piece& p) {
+    if (!has_room())
+        return false;
+    slot& s = *free_;
+    free_ = s.next;
+    in_flight_++;
+    s.p = p;
+    s.active = true;
+    start(s);
+    return true;
+}
+
+// From its beginning.
+void nvme_engine::start(slot& s) {
+    const piece& p = s.p;
+    s.offset = p.offset;
+    s.left = p.bytes;
+    s.data = {p.seg, p.skip};
+    s.commands = 0;
+    s.status = VQL_STATUS_OK;
+    s.flush_next = false;
+    s.waiting = false;
+    s.next = nullptr;
+    switch (p.op) {
+    case VQL_OP_READ:
+    case VQL_OP_WRITE:
+        if (!p.dma)
+            fail(s, VQL_STATUS_IOERR, p.offset, EFAULT);
+        break;
+    case VQL_OP_FLUSH:
+        s.left = 0;
+        s.flush_next = queue_.volatile_cache;
+        break;
+    case VQL_OP_DISCARD:
+        s.flush_next = p.durable && queue_.volatile_cache;
+        if (!queue_.discard)
+            fail(s, VQL_STATUS_UNSUPP, p.offset, 0);
+        break;
+    case VQL_OP_WRITE_ZEROES: break;
+    default: fail(s, VQL_STATUS_UNSUPP, p.offset, 0);
+    }
+    if ((s.offset | s.left) & (p.where->block_bytes - 1)) // a disk's blocks are never smaller
+        fail(s, VQL_STATUS_IOERR, p.offset, EINVAL);
+    proceed(s);
+}
+
+// Make the next commands of @s, which is not on the list, or put it there.
+void nvme_engine::proceed(slot& s) {
+    if ((s.left || s.flush_next) && (waiting_head_ || lost() || !issue(s)))
+        wait(s);
+    else if (!s.commands)
+        finish(s);
+}
+
+void nvme_engine::wait(slot& s) {
+    s.waiting = true;
+    s.next = nullptr;
+    (waiting_tail_ ? waiting_tail_->next : waiting_head_) = &s;
+    waiting_tail_ = &s;
+}
+
+void nvme_engine::serve_waiting() {
+    while (slot* s = waiting_head_) {
+        if (!issue(*s))
+            return;
+        waiting_head_ = s->next;
+        if (!waiting_head_)
+            waiting_tail_ = nullptr;
+        s->waiting = false;
+        if (!s->commands)
+            finish(*s);
+    }
+}
+
+// Make as many commands of @s as may be under way at a time. False: more could be, but there is no
+// free command or bounce page.
+bool nvme_engine::issue(slot& s) {
+    while (s.left || s.flush_next) {
+        if (s.commands == max_commands || (!s.left && s.commands))
+            return true;
+        if (free_commands_.empty())
+            return false;
+        if (!s.left)
+            issue_flush(s);
+        else if (s.p.op == VQL_OP_DISCARD)
+            issue_discard(s);
+        else if (s.p.op == VQL_OP_WRITE_ZEROES)
+            issue_zeroes(s);
+        else if (!issue_data(s))
+            return false;
+    }
+    return true;
+}
+
+uint32_t nvme_engine::begin(const slot& s, vql_nvme_opcode opcode, vql_nvme_sqe& sqe) const {
+    const uint32_t index = free_commands_.back();
+    const auto cid = uint16_t(index | uint32_t(commands_[index].generation) << index_bits);
+    vql_nvme_command(&sqe, opcode, cid, s.p.where->nsid);
+    return index;
+}
+
+void nvme_engine::put(slot& s, uint32_t index, const vql_nvme_sqe& sqe, uint64_t bytes) {
+    command& c = commands_[index];
+    c.owner = &s;
+    c.offset = s.offset;
+    c.since_ns = 0;
+    c.bytes = uint32_t(bytes);
+    c.bounce = -1;
+    free_commands_.pop_back();
+    queue_.sq[tail_] = sqe;
+    tail_ = tail_ + 1 == queue_.depth ? 0 : tail_ + 1;
+    s.commands++;
+    s.offset += bytes;
+    s.left -= bytes;
+}
+
+uint32_t nvme_engine::fua(const piece& p) const {
+    return p.durable && queue_.volatile_cache ? VQL_NVME_FUA : 0;
+}
+
+// The most that one read or write can move from where @s is.
+uint64_t nvme_engine::transfer_limit(const slot& s) const {
+    const target& t = *s.p.where;
+    uint64_t limit = std::min<uint64_t>(s.left, queue_.max_transfer);
+    if (const uint64_t boundary = uint64_t(t.boundary_blocks) * t.block_bytes)
+        limit = std::min(limit, boundary - s.offset % boundary);
+    return limit;
+}
+
+bool nvme_engine::issue_data(slot& s) {
+    const bool read = s.p.op == VQL_OP_READ;
+    const uint32_t block = s.p.where->block_bytes;
+    const uint64_t limit = transfer_limit(s);
+    vql_nvme_sqe sqe;
+    const uint32_t index = begin(s, read ? VQL_NVME_READ : VQL_NVME_WRITE, sqe);
+    const uint64_t bytes = build(s, s.data, index, limit, sqe);
+
+    // What one command does not carry whole is looked at before the first: memory that was taken
+    // away while the piece was on its way fails all of it, bounced or not.
+    if (VQL_UNLIKELY(bytes == fault || (bytes < s.left && s.left == s.p.bytes && !mapped(s)))) {
+        fail(s, VQL_STATUS_IOERR, s.offset, EFAULT);
+        return true;
+    }
+    if (VQL_UNLIKELY(!bytes))
+        return issue_bounced(s, index, sqe, limit);
+    vql_nvme_blocks(&sqe, s.offset / block, uint32_t(bytes / block), read ? 0 : fua(s.p));
+    put(s, index, sqe, bytes);
+    if (s.left)
+        s.data.advance(bytes);
+    return true;
+}
+
+// The next blocks of @s, through a page of the pool: up to the first that can do without.
+bool nvme_engine::issue_bounced(slot& s, uint32_t index, vql_nvme_sqe& sqe, uint64_t limit) {
+    const bool read = s.p.op == VQL_OP_READ;
+    const uint32_t block = s.p.where->block_bytes;
+    const uint64_t most = std::min<uint64_t>(limit, VQL_NVME_PAGE_BYTES);
+    uint64_t bytes = block;
+
+    if (free_bounce_.empty())
+        return false;
+    cursor at = s.data;
+    vql_nvme_sqe scratch{};
+    for (; bytes < most; bytes += block) {
+        at.advance(block);
+        if (build(s, at, index, block, scratch))
+            break;
+    }
+    const int32_t bounce = free_bounce_.back();
+    free_bounce_.pop_back();
+    if (!read)
+        copy_data(s.data.seg, s.data.skip, page(uint32_t(bounce)), bytes, false);
+    sqe.data.prp[0] = page_dma(uint32_t(bounce));
+    sqe.data.prp[1] = 0;
+    sqe.flags = 0;
+    vql_nvme_blocks(&sqe, s.offset / block, uint32_t(bytes / block), read ? 0 : fua(s.p));
+    const cursor data = s.data;
+    put(s, index, sqe, bytes);
+    commands_[index].bounce = bounce;
+    commands_[index].data = data;
+    if (s.left)
+        s.data.advance(bytes);
+    return true;
+}
+
+// Is all of its data mapped for DMA?
+bool nvme_engine::mapped(const slot& s) const {
+    const piece& p = s.p;
+    return walk(p.seg, p.skip, p.bytes, [&](const uint8_t* at, uint64_t) {
+               return p.dma->at(at) != dma_unmapped;
+           }) == p.bytes;
+}
+
+// Point @sqe to the data at @at: @limit bytes of it, or as many whole blocks as can be said.
+// Returns how many bytes that is, or fault: some of it is not mapped.
+uint64_t nvme_engine::build(const slot& s, const cursor& at, uint32_t index, uint64_t limit,
+                            vql_nvme_sqe& sqe) const {
+    const uint64_t partial = s.p.where->block_bytes - 1;
+    const uint64_t by_prp = build_prp(s.p, at, index, limit, sqe);
+    if (VQL_LIKELY(by_prp == limit) || by_prp == fault)
+        return by_prp;
+    if (queue_.sgl) {
+        const uint64_t by_sgl = build_sgl(s.p, at, index, limit, sqe);
+        if (by_sgl & partial && by_sgl != fault)
+            build_sgl(s.p, at, index, by_sgl & ~partial, sqe);
+        return by_sgl == fault ? fault : by_sgl & ~partial;
+    }
+    if (by_prp & partial) // a list has no entry too many
+        build_prp(s.p, at, index, by_prp & ~partial, sqe);
+    return by_prp & ~partial;
+}
+
+uint64_t nvme_engine::build_prp(const piece& p, const cursor& at, uint32_t index, uint64_t bytes,
+                                vql_nvme_sqe& sqe) const {
+    vql_nvme_prp b;
+    bool unmapped = false;
+    vql_nvme_prp_begin(&b, reinterpret_cast<__u64*>(page(index)));
+    const uint64_t done = walk(at.seg, at.skip, bytes, [&](const uint8_t* from, uint64_t n) {
+        const uint64_t dma = p.dma->at(from);
+        unmapped = dma == dma_unmapped;
+        return !unmapped && vql_nvme_prp_add(&b, dma, n);
+    });
+    vql_nvme_prp_end(&b, page_dma(index), &sqe);
+    return unmapped ? fault : done;
+}
+
+uint64_t nvme_engine::build_sgl(const piece& p, const cursor& at, uint32_t index, uint64_t bytes,
+                                vql_nvme_sqe& sqe) const {
+    vql_nvme_sgls b;
+    bool unmapped = false;
+    vql_nvme_sgl_begin(&b, reinterpret_cast<vql_nvme_sgl*>(page(index)));
+    const uint64_t done = walk(at.seg, at.skip, bytes, [&](const uint8_t* from, uint64_t n) {
+        const uint64_t dma = p.dma->at(from);
+        unmapped = dma == dma_unmapped;
+        return !unmapped && vql_nvme_sgl_add(&b, dma, uint32_t(n));
+    });
+    vql_nvme_sgl_end(&b, page_dma(index), &sqe);
+    return unmapped ? fault : done;
+}
+
+// WRITE ZEROES, or where the controller has no such command, writes of the page of zeroes.
+void nvme_engine::issue_zeroes(slot& s) {
+    const uint32_t block = s.p.where->block_bytes;
+    vql_nvme_sqe sqe;
+    if (queue_.write_zeroes) {
+        const uint32_t index = begin(s, VQL_NVME_WRITE_ZEROES, sqe);
+        const uint64_t bytes = std::min(s.left, uint64_t(VQL_NVME_MAX_BLOCKS) * block);
+        vql_nvme_blocks(&sqe, s.offset / block, uint32_t(bytes / block),
+                        fua(s.p) | (s.p.flags & VQL_IO_UNMAP ? VQL_NVME_DEAC : 0));
+        return put(s, index, sqe, bytes);
+    }
+    const uint32_t index = begin(s, VQL_NVME_WRITE, sqe);
+    const uint64_t limit = transfer_limit(s);
+    uint64_t bytes = 0;
+    vql_nvme_prp b;
+    vql_nvme_prp_begin(&b, reinterpret_cast<__u64*>(page(index)));
+    while (bytes < limit) {
+        const uint64_t n = std::min<uint64_t>(limit - bytes, VQL_NVME_PAGE_BYTES);
+        if (!vql_nvme_prp_add(&b, page_dma(zero_page_), n))
+            break; // the list is full
+        bytes += n;
+    }
+    vql_nvme_prp_end(&b, page_dma(index), &sqe);
+    vql_nvme_blocks(&sqe, s.offset / block, uint32_t(bytes / block), fua(s.p));
+    put(s, index, sqe, bytes);
+}
+
+void nvme_engine::issue_discard(slot& s) {
+    const uint32_t block = s.p.where->block_bytes;
+    const uint64_t blocks = std::min<uint64_t>(s.left / block, ~uint32_t{0});
+    vql_nvme_sqe sqe;
+    const uint32_t index = begin(s, VQL_NVME_DSM, sqe);
+    vql_nvme_deallocate(&sqe, reinterpret_cast<vql_nvme_dsm_range*>(page(index)), page_dma(index),
+                        s.offset / block, uint32_t(blocks));
+    put(s, index, sqe, blocks * block);
+}
+
+void nvme_engine::issue_flush(slot& s) {
+    vql_nvme_sqe sqe;
+    const uint32_t index = begin(s, VQL_NVME_FLUSH, sqe);
+    put(s, index, sqe, 0);
+    s.flush_next = false;
+}
+
+void nvme_engine::flush() {
+    if (tail_ == rung_ || lost())
+        return;
+    vql_nvme_ring(queue_.sq_doorbell, queue_.sq_shadow, queue_.sq_event, rung_, tail_);
+    rung_ = tail_;
+}
+
+bool nvme_engine::pending() const {
+    return !done_.empty() || lost() || (vql_load_acquire(&queue_.cq[head_].status) & 1u) == phase_;
+}
+
+void nvme_engine::reap() {
+    if (lost())
+        return;
+    const uint32_t old = head_;
+    vql_nvme_cqe cqe;
+    uint32_t n = 0;
+    for (; n < queue_.depth && vql_nvme_cqe_take(&queue_.cq[head_], phase_, &cqe); n++) {
+        // The entry may have been read as zeroes, which look like a success in every other pass.
+        // The load of the state word cannot move before that of the entry, which is an acquire.
+        if (VQL_UNLIKELY(lost()))
+            return;
+        if (++head_ == queue_.depth) {
+            head_ = 0;
+            phase_ ^= 1;
+        }
+        if (VQL_UNLIKELY(!complete(cqe)))
+            return;
+    }
+    if (!n)
+        return;
+    vql_nvme_ring(queue_.cq_doorbell, queue_.cq_shadow, queue_.cq_event, old, head_);
+    serve_waiting();
+}
+
+// False: the queue pair was lost meanwhile, and nothing was done.
+bool nvme_engine::complete(const vql_nvme_cqe& cqe) {
+    const uint32_t index = cqe.cid & ((1u << index_bits) - 1);
+    if (VQL_UNLIKELY(index >= commands_.size() || !commands_[index].owner ||
+                     commands_[index].generation != cqe.cid >> index_bits)) {
+        unexpected_++;
+        return true;
+    }
+    // The queue pair is just being deleted, and the state word is about to say so: this command is
+    // as unfinished as those that get no completion at all.
+    if (VQL_UNLIKELY(vql_nvme_status_code(&cqe) == VQL_NVME_SC_SQ_DELETED))
+        return true;
+    command& c = commands_[index];
+    slot& s = *c.owner;
+    const vql_status status = vql_nvme_status(&cqe);
+    if (VQL_UNLIKELY(c.bounce >= 0)) {
+        if (s.p.op == VQL_OP_READ && status == VQL_STATUS_OK) {
+            copy_data(c.data.seg, c.data.skip, page(uint32_t(c.bounce)), c.bytes, true);
+            // Zeroes may have been copied in place of data: then it is done again. The barrier
+            // keeps the loads from the pool before that of the state word.
+            vql_dma_rmb();
+            if (lost())
+                return false;
+        }
+        free_bounce_.push_back(c.bounce);
+    }
+    c.owner = nullptr;
+    c.generation = (c.generation + 1) & ((1u << (16 - index_bits)) - 1);
+    free_commands_.push_back(uint16_t(index));
+    s.commands--;
+    if (VQL_UNLIKELY(status != VQL_STATUS_OK))
+        fail(s, status, c.offset, EIO);
+    if (!s.waiting) // else serve_waiting() goes on with it
+        proceed(s);
+    return true;
+}
+
+// The first error is the piece's; no more of its commands are made.
+void nvme_engine::fail(slot& s, vql_status status, uint64_t offset, int err) {
+    s.left = 0;
+    s.flush_next = false;
+    if (s.status != VQL_STATUS_OK)
+        return;
+    s.status = status;
+    if (status != VQL_STATUS_IOERR)
+        return;
+    // Read by the control thread, which tells the operator; a mixture of two errors is harmless.
+    target& t = *s.p.where;
+    t.last_errno.store(err, std::memory_order_relaxed);
+    t.last_error_op.store(s.p.op, std::memory_order_relaxed);
+    t.last_error_offset.store(offset, std::memory_order_relaxed);
+    t.errors.fetch_add(1, std::memory_order_relaxed);
+}
+
+void nvme_engine::finish(slot& s) {
+    done_.push_back({s.p.owner, s.status});
+    s.active = false;
+    s.next = free_;
+    free_ = &s;
+}
+
+void nvme_engine::clear_done() {
+    in_flight_ -= uint32_t(done_.size());
+    done_.clear();
+}
+
+std::vector<uint16_t> nvme_engine::overdue(uint64_t now_ns, uint64_t limit_ns) {
+    std::vector<uint16_t> late;
+    for (uint32_t i = 0; i < commands_.size(); i++) {
+        command& c = commands_[i];
+        if (!c.owner)
+            continue;
+        if (!c.since_ns)
+            c.since_ns = now_ns;
+        else if (now_ns - c.since_ns >= limit_ns)
+            late.push_back(uint16_t(i | uint32_t(c.generation) << index_bits));
+    }
+    return late;
+}
+
+void nvme_engine::replace(const nvme_queue& q) {
+    waiting_head_ = waiting_tail_ = nullptr;
+    set_queue(q);
+    for (slot& s : slots_) {
+        if (!s.active)
+            continue;
+        if (s.status == VQL_STATUS_OK)
+            start(s);
+        else
+            finish(s); // it had failed, and no command of it is under way any more
+    }
+}
+
+std::vector<piece> nvme_engine::take_unfinished() {
+    std::vector<piece> taken;
+    for (slot& s : slots_) {
+        if (!s.active)
+            continue;
+        taken.push_back(s.p);
+        s.active = false;
+        s.next = free_;
+        free_ = &s;
+    }
+    in_flight_ -= uint32_t(taken.size());
+    waiting_head_ = waiting_tail_ = nullptr;
+    for (command& c : commands_)
+        c.owner = nullptr; // the queue pair was lost: they never complete
+    return taken;
+}
+
+} // namespace vql

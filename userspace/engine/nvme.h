@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The NVMe engine: namespaces of one controller, through one queue pair that is mapped here. No
+// system call: commands are written into the submission queue, one doorbell tells of a whole batch,
+// and the completion queue is looked at. Data goes between device and guest memory.
+//
+// A piece holds a slot from submit() until it is handed back by clear_done(). It becomes one
+// command or several: split at the controller's largest transfer, at the namespace's boundary, and
+// where PRPs cannot express its segments and the controller has no SGLs. What no command can
+// express (parts of a block, addresses that are not dword-aligned) goes through a page of the pool.
+// Each command identifier owns one pool page for its list; then comes a page of zeroes; the rest is
+// for bouncing. A piece is finished when none of its commands is under way.
+//
+// The queue pair may be lost at any moment: its memory is then replaced by zeroes under our hands,
+// after the state word was changed. So a completion, or data read through the pool, counts only if
+// the state word is looked at afterwards and still says live. Everything unfinished is kept until
+// replace() submits it again, from its beginning, or take_unfinished() gives it back.
+#pragma once
+
+#include "base/result.h"
+#include "engine/piece.h"
+
+#include <cstdint>
+#include <vector>
+#include <vqlane/nvme.h>
+
+namespace vql {
+
+using nvme_queue = vql_nvme_queue;
+
+class nvme_engine {
+  public:
+    static constexpr uint32_t max_depth = 1024;
+
+    struct finished {
+        request* owner;
+        vql_status status;
+    };
+
+    // @q's memory outlives the engine, or its replacement.
+    result<void> open(const nvme_queue& q);
+
+    // Takes the piece, or false: there is no room now. A piece may be done on return.
+    bool submit(const piece& p);
+    // Tell the controller of all commands since the last call.
+    void flush();
+    // Take what the controller has completed. What that makes room for waits for flush().
+    void reap();
+
+    // Pieces finished since the last clear_done().
+    const std::vector<finished>& done() const { return done_; }
+    void clear_done();
+
+    // Pieces taken and not handed back.
+    uint32_t in_flight() const { return in_flight_; }
+    bool has_room() const { return in_flight_ < slots_.size(); }
+    // Would reap() or done() have something to tell?
+    bool pending() const;
+
+    // Identifiers of the commands that were under way in a call at least @limit ago already, and
+    // still are. The time is the caller's: submit() reads no clock.
+    std::vector<uint16_t> overdue(uint64_t now_ns, uint64_t limit_ns);
+
+    // The queue pair is gone: nothing is submitted or finished until replace().
+    bool lost() const { return vql_load_acquire(queue_.state) != 0; }
+    // Go on with @q, which was never used, and begins with all that was not finished.
+    void replace(const nvme_queue& q);
+    // Give all that was not finished back. Only when lost.
+    std::vector<piece> take_unfinished();
+
+    // Completions of commands that were not under way: the controller is broken.
+    uint64_t unexpected() const { return unexpected_; }
+
+  private:
+    // Of one piece under way, so that a large one leaves room for others.
+    static constexpr uint16_t max_commands = 32;
+    static constexpr uint16_t index_bits = 10; // of a command identifier; above it, a generation
+    static constexpr uint64_t fault = ~uint64_t{0};
+
+    struct cursor {
+        const vql_seg* seg;
+        uint64_t skip;
+        void advance(uint64_t bytes);
+    };
+    struct slot {
+        piece p; // as it was given
+        // What no command was made for yet.
+        uint64_t offset;
+        uint64_t left;
+        cursor data;
+        uint16_t commands; // under way
+        vql_status status; // the first error
+        bool flush_next;   // at last a FLUSH, when no other command is under way
+        bool waiting;      // on the list
+        bool active;
+        slot* next; // free list, or list of those that wait for a command or bounce page
+    };
+    struct command {
+        slot* owner; // null: free
+        uint64_t offset;
+        uint64_t since_ns; // when overdue() first saw it; 0: not yet
+        cursor data;       // of a bounced read: where its data goes
+        uint32_t bytes;
+        int32_t bounce; // pool page, or -1
+        uint16_t generation;
+    };
+
+    void set_queue(const nvme_queue& q);
+    void start(slot& s);
+    void proceed(slot& s);
+    bool issue(slot& s);
+    bool issue_data(slot& s);
+    bool issue_bounced(slot& s, uint32_t index, vql_nvme_sqe& sqe, uint64_t limit);
+    void issue_zeroes(slot& s);
+    void issue_discard(slot& s);
+    void issue_flush(slot& s);
+    uint64_t transfer_limit(const slot& s) const;
+    bool mapped(const slot& s) const;
+    uint64_t build(const slot& s, const cursor& at, uint32_t index, uint64_t limit,
+                   vql_nvme_sqe& sqe) const;
+    uint64_t build_prp(const piece& p, const cursor& at, uint32_t index, uint64_t bytes,
+                       vql_nvme_sqe& sqe) const;
+    uint64_t build_sgl(const piece& p, const cursor& at, uint32_t index, uint64_t bytes,
+                       vql_nvme_sqe& sqe) const;
+    uint32_t begin(const slot& s, vql_nvme_opcode opcode, vql_nvme_sqe& sqe) const;
+    void put(slot& s, uint32_t index, const vql_nvme_sqe& sqe, uint64_t bytes);
+    bool complete(const vql_nvme_cqe& cqe);
+    void fail(slot& s, vql_status status, uint64_t offset, int err);
+    void finish(slot& s);
+    void wait(slot& s);
+    void serve_waiting();
+    uint32_t fua(const piece& p) const;
+    uint8_t* page(uint32_t i) const { return queue_.pool + uint64_t(i) * VQL_NVME_PAGE_BYTES; }
+    uint64_t page_dma(uint32_t i) const {
+        return queue_.pool_dma + uint64_t(i) * VQL_NVME_PAGE_BYTES;
+    }
+
+    nvme_queue queue_{};
+    uint32_t tail_ = 0;  // of the submission queue
+    uint32_t rung_ = 0;  // … as the controller was told
+    uint32_t head_ = 0;  // of the completion queue
+    uint32_t phase_ = 1; // of this pass over it
+    uint32_t zero_page_ = 0;
+
+    std::vector<slot> slots_;
+    std::vector<command> commands_; // by index
+    std::vector<uint16_t> free_commands_;
+    std::vector<int32_t> free_bounce_;
+    std::vector<finished> done_;
+    slot* free_ = nullptr;
+    slot* waiting_head_ = nullptr; // first come first served
+    slot* waiting_tail_ = nullptr;
+    uint32_t in_flight_ = 0;
+    uint64_t unexpected_ = 0;
+};
+
+} // namespace vql

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The vDPA front end: one disk of the kernel module, which a VMM has open as /dev/vhost-vdpa-N.
+//
+// The disk lives in the module; this is the daemon's claim on it. Its queues are served under a
+// lease. The module tells by poll() that something has changed, and then we look:
+//
+//   no lease, the disk is runnable   acquire it, map the guest's memory and the in-flight record,
+//                                    start the queues
+//   a lease, and it is recalled      stop the queues, which drain; unmap; yield; look again
+//   a lease that was revoked         the same, but without the yield. Memory and record were taken
+//                                    away under us meanwhile (guest_memory.h), so that nothing done
+//                                    since has reached the guest or the record: whoever acquires
+//                                    the disk next finds in the record what was in flight
+//
+// A lease that ended without a yield leaves the disk dirty: its next holder, this process or
+// another, begins with what the record tells, as a vhost-user daemon does when its VMM reconnects.
+#pragma once
+
+#include "base/kmod.h"
+#include "base/result.h"
+#include "frontend/frontend.h"
+#include "frontend/guest_memory.h"
+#include "frontend/inflight.h"
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace vql {
+
+class vdpa_server : public frontend {
+  public:
+    vdpa_server(event_loop& loop, queue_host& host, std::string name);
+    ~vdpa_server() override;
+
+    // Claim the module's disk of this name, or create it. One of another shape is made anew, unless
+    // a VMM has it open.
+    result<void> open(kmod_control& module);
+
+    // "/dev/vhost-vdpa-N"; the vDPA device's name while it has none.
+    std::string address() const override;
+    // Drop the claim. The disk stays, for the next daemon, and its guest waits.
+    void close(std::function<void()> done) override;
+    void remove(bool force, std::function<void(result<void>)> done) override;
+    bool connected() const override { return state_.status != 0; }
+    void geometry_changes(std::function<void()> change) override;
+    void queue_broken(virtqueue& q) override;
+    void check_memory() override;
+
+  private:
+    struct vdpa_ring : ring_state {
+        vql_disk_queue set_up{}; // as of the lease's beginning
+    };
+
+    result<void> claim(kmod_control& module);
+    void unwatch();
+    void look();
+    void ended(const std::string& why);
+    void acquire();
+    result<void> take_memory(kmod_mspace space);
+    result<void> take_rings();
+    void run_rings();
+    result<void> prepare_ring(vdpa_ring& r);
+    void refuse(const std::string& why);
+    void broken(const std::string& what);
+    void let_go(std::function<void()> then);
+    void yield();
+    std::vector<ring_state*> all_rings();
+
+    kmod_disk disk_;
+    bool watching_ = false;
+    vql_disk_state state_{}; // as last looked at
+    bool leased_ = false;    // we have it, or had it and have not let go yet
+    bool dirty_ = false;     // … and the lease before it ended without a yield
+    bool refused_ = false;   // not to be served until the driver resets it
+    guest_memory memory_;
+    std::unique_ptr<inflight_region> record_;
+    std::vector<std::unique_ptr<vdpa_ring>> rings_;
+    std::function<void(result<void>)> removed_; // waits for the VMM to let go
+};
+
+} // namespace vql
