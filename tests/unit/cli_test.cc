@@ -212,12 +212,12 @@ TEST_CASE("disks are listed one a row", "[cli]") {
                          {"queues_running", 0},
                          {"pollers", json::array()},
                          {"targets", {"a"}}}};
-    CHECK(
-        vql::disk_table(disks) ==
-        "NAME  SIZE  ACCESS  CLIENT  QUEUES  RUNNING  QUEUE SIZE  CHUNK  POLLERS  TARGETS  SOCKET\n"
-        "vm1    10G  rw      yes          4        2         256     1G  2,3      a,b      "
-        "/run/vqlane/vm1.sock\n"
-        "x      512  ro      no           1        0          64    64K  -        a        /x\n");
+    CHECK(vql::disk_table(disks) ==
+          "NAME  SIZE  ACCESS  CLIENT  QUEUES  RUNNING  QUEUE SIZE  CHUNK  POLLERS  TARGETS  "
+          "SOCKET OR DEVICE\n"
+          "vm1    10G  rw      yes          4        2         256     1G  2,3      a,b      "
+          "/run/vqlane/vm1.sock\n"
+          "x      512  ro      no           1        0          64    64K  -        a        /x\n");
     CHECK_THROWS_AS(vql::disk_table({{{"name", "vm1"}}}), json::exception);
     CHECK_THROWS_AS(vql::disk_table({1}), json::exception);
 }

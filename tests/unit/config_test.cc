@@ -370,10 +370,46 @@ TEST_CASE("keys that exclude or need each other are told so", "[config]") {
          "FILE:1: target[0].size: missing, a null target needs it"},
         {"[[target]]\nname = \"a\"\ntype = \"null\"\nsize = \"1G\"\npath = \"/a\"\n",
          "FILE:5: target[0].path: not for a null target, which needs size"},
+        {"[[target]]\nname = \"a\"\ntype = \"nvme\"\n",
+         "FILE:1: target[0].device: missing, a nvme target needs it"},
+        {"[[target]]\nname = \"a\"\ntype = \"nvme\"\ndevice = \"0000:01:00.0\"\npath = \"/a\"\n",
+         "FILE:5: target[0].path: not for a nvme target, which needs device"},
+        {"[[target]]\nname = \"a\"\ntype = \"uring\"\npath = \"/a\"\nnamespace = 1\n",
+         "FILE:5: target[0].namespace: not for a uring target, which needs path"},
+        {disk("target = \"t\"\nfrontend = \"vdpa\"\nsocket = \"/a\""),
+         "FILE:9: disk[0].socket: a vdpa disk has no socket"},
         {disk("target = \"t\"\nextents = [ { target = \"t\" } ]"),
          "FILE:8: disk[0].extents: target is given too, expected one of the two"},
         {disk("extents = []"), "FILE:7: disk[0].extents: expected at least one extent"},
     });
+}
+
+TEST_CASE("an NVMe target is a PCI address and a namespace", "[config]") {
+    const auto refused = [](const std::string& lines) {
+        return refusal("[[target]]\nname = \"a\"\ntype = \"nvme\"\n" + lines);
+    };
+    CHECK(refused("device = \"0000:01:00.0\"") == "(valid)");
+    CHECK(refused("device = \"10de:ff:1f.7\"\nnamespace = 4294967294") == "(valid)");
+    CHECK(refused("device = \"0000:01:00.0\"\nnamespace = 0").find("namespace") !=
+          std::string::npos);
+    for (const char* address : {"", "01:00.0", "0000:01:00.8", "0000:01:00", "0000:0G:00.0",
+                                "0000:01:00.00", "0000.01:00.0", "0000:AB:00.0"}) {
+        INFO(address);
+        CHECK(refused("device = \"" + std::string(address) + "\"").find("is not a PCI address") !=
+              std::string::npos);
+    }
+    const auto named = vql::nvme_target_named("nvme:0000:01:00.0/2");
+    REQUIRE(named);
+    CHECK(named->name == "nvme:0000:01:00.0/2");
+    CHECK(named->device == "0000:01:00.0");
+    CHECK(named->nsid == 2);
+    CHECK(named->type == vql::target_type::nvme);
+    for (const char* name : {"nvme", "nvme:", "nvme:0000:01:00.0", "nvme:0000:01:00.0/",
+                             "nvme:0000:01:00.0/0", "nvme:0000:01:00.0/x", "nvme:01:00.0/1",
+                             "file:0000:01:00.0/1", "nvme:0000:01:00.0/1234567890"}) {
+        INFO(name);
+        CHECK(!vql::nvme_target_named(name));
+    }
 }
 
 TEST_CASE("a name is 1 to 31 of its characters", "[config]") {

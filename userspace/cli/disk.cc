@@ -54,7 +54,7 @@ std::string disk_table(const json& disks) {
                {"CHUNK", true},
                {"POLLERS"},
                {"TARGETS"},
-               {"SOCKET"}});
+               {"SOCKET OR DEVICE"}});
 
     for (const json& d : disks)
         out.add({d.at("name").get<std::string>(), human_size(d.at("size").get<uint64_t>()),
@@ -62,7 +62,8 @@ std::string disk_table(const json& disks) {
                  d.at("connected").get<bool>() ? "yes" : "no", number(d, "queues"),
                  number(d, "queues_running"), number(d, "queue_size"),
                  human_size(d.at("chunk_size").get<uint64_t>()), joined(d.at("pollers")),
-                 joined(d.at("targets")), d.at("socket").get<std::string>()});
+                 joined(d.at("targets")),
+                 d.at(d.contains("socket") ? "socket" : "device").get<std::string>()});
     return out.text();
 }
 

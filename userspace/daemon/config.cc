@@ -104,8 +104,37 @@ constexpr word<log_level> level_words[] = {{"error", log_level::error},
                                            {"warning", log_level::warning},
                                            {"info", log_level::info},
                                            {"debug", log_level::debug}};
-constexpr word<target_type> type_words[] = {{"uring", target_type::uring},
-                                            {"null", target_type::null}};
+constexpr word<target_type> type_words[] = {
+    {"uring", target_type::uring}, {"null", target_type::null}, {"nvme", target_type::nvme}};
+constexpr word<frontend_type> frontend_words[] = {{"vhost-user", frontend_type::vhost_user},
+                                                  {"vdpa", frontend_type::vdpa}};
+
+// domain:bus:device.function, all in lower-case hexadecimal, as sysfs names it.
+bool is_pci_address(std::string_view s) {
+    const std::string_view form = "hhhh:hh:hh.f";
+    if (s.size() != form.size())
+        return false;
+    for (size_t i = 0; i < s.size(); i++) {
+        const bool digit = s[i] >= '0' && s[i] <= '9';
+        const bool ok = form[i] == 'h'   ? digit || (s[i] >= 'a' && s[i] <= 'f')
+                        : form[i] == 'f' ? s[i] >= '0' && s[i] <= '7'
+                                         : s[i] == form[i];
+        if (!ok)
+            return false;
+    }
+    return true;
+}
+
+constexpr uint32_t max_nsid = 0xfffffffe; // NVMe 2.0 §3.2.1.2
+
+result<void> read_pci_address(const spot& at, std::string& out) {
+    if (auto read = read_string(at, out); !read)
+        return read;
+    if (!is_pci_address(out))
+        return at.wrong(at.shown() + " is not a PCI address like \"0000:01:00.0\" (see: vqlane "
+                                     "device list)");
+    return {};
+}
 
 constexpr field<config> daemon_fields[] = {
     {"run_dir",
@@ -125,6 +154,8 @@ constexpr field<config> daemon_fields[] = {
      [](const spot& at, config& c) {
          return read_word(at, registration_words, c.register_memory);
      }},
+    {"allow_untranslated_dma",
+     [](const spot& at, config& c) { return read_bool(at, c.allow_untranslated_dma); }},
     {"log_level", [](const spot& at, config& c) { return read_word(at, level_words, c.level); }},
 };
 
@@ -135,6 +166,9 @@ constexpr field<target_config> target_fields[] = {
     {"path",
      [](const spot& at, target_config& t) { return read_path(at, max_path_bytes, t.path); }},
     {"size", [](const spot& at, target_config& t) { return read_size(at, false, t.bytes); }},
+    {"device", [](const spot& at, target_config& t) { return read_pci_address(at, t.device); }},
+    {"namespace",
+     [](const spot& at, target_config& t) { return read_range(at, 1u, max_nsid, t.nsid); }},
 };
 
 constexpr field<extent_config> extent_fields[] = {
@@ -169,6 +203,8 @@ constexpr field<disk_config> disk_fields[] = {
      [](const spot& at, disk_config& d) { return read_range(at, 1, VQL_MAX_QUEUES, d.queues); }},
     {"queue_size",
      [](const spot& at, disk_config& d) { return read_queue_size(at, d.queue_size); }},
+    {"frontend",
+     [](const spot& at, disk_config& d) { return read_word(at, frontend_words, d.frontend); }},
     {"socket",
      [](const spot& at, disk_config& d) { return read_path(at, max_socket_bytes, d.socket); }},
     {"socket_mode", [](const spot& at, disk_config& d) { return read_mode(at, d.socket_mode); }},
@@ -182,16 +218,24 @@ result<void> read_daemon(const spot& at, config& c) {
     return {};
 }
 
+// Which keys each type of target needs, and which it may have.
 result<void> check_target(const spot& at, const target_config& t) {
-    const bool null = t.type == target_type::null;
-    const char* const needed = null ? "size" : "path";
-    const char* const refused = null ? "path" : "size";
-    const std::string type = null ? "a null target" : "a uring target";
-
-    if (at.has(refused))
-        return at.wrong(refused, "not for " + type + ", which needs " + needed);
-    if (!at.has(needed))
-        return at.wrong(needed, "missing, " + type + " needs it");
+    struct rule {
+        const char* type;
+        const char* needed;
+        const char* allowed; // besides; may be null
+    };
+    const rule r = t.type == target_type::null   ? rule{"null", "size", nullptr}
+                   : t.type == target_type::nvme ? rule{"nvme", "device", "namespace"}
+                                                 : rule{"uring", "path", nullptr};
+    for (const char* key : {"path", "size", "device", "namespace"}) {
+        const std::string_view k = key;
+        if (at.has(key) && k != r.needed && (!r.allowed || k != r.allowed))
+            return at.wrong(key, std::string("not for a ") + r.type + " target, which needs " +
+                                     r.needed);
+    }
+    if (!at.has(r.needed))
+        return at.wrong(r.needed, std::string("missing, a ") + r.type + " target needs it");
     return {};
 }
 
@@ -228,6 +272,10 @@ result<void> check_disk(const spot& at, const disk_config& d) {
         return at.wrong("extents", "target is given too, expected one of the two");
     if (d.extents.empty())
         return at.wrong("expected target or extents");
+    if (d.frontend == frontend_type::vdpa)
+        for (const char* key : {"socket", "socket_mode"})
+            if (at.has(key))
+                return at.wrong(key, "a vdpa disk has no socket");
     return check_extents(at, d);
 }
 
@@ -288,6 +336,8 @@ result<void> check_references(const spot& document, const config& c) {
             return added;
         if (auto known = check_known(at, c.disks[i], targets, target_names); !known)
             return known;
+        if (c.disks[i].frontend != frontend_type::vhost_user)
+            continue;
         auto socket = disk_socket(c.run_dir, c.disks[i]);
         if (!socket)
             return socket_at.wrong(socket.failure().text);
@@ -318,12 +368,33 @@ result<void> override_daemon(const json& keys, config& c) {
     return read_daemon({keys, "", from}, c);
 }
 
-result<disk_config> parse_disk(const json& request, std::optional<target_config>& file_target) {
+std::optional<target_config> nvme_target_named(const std::string& name) {
+    const std::string prefix = "nvme:";
+    const size_t slash = name.rfind('/');
+    if (!name.starts_with(prefix) || slash == name.npos)
+        return {};
+    target_config t;
+    t.name = name;
+    t.type = target_type::nvme;
+    t.device = name.substr(prefix.size(), slash - prefix.size());
+    const std::string nsid = name.substr(slash + 1);
+    if (!is_pci_address(t.device) || nsid.empty() || nsid.size() > 9 || nsid[0] == '0' ||
+        nsid.find_first_not_of("0123456789") != nsid.npos)
+        return {};
+    t.nsid = static_cast<uint32_t>(std::stoul(nsid));
+    return t;
+}
+
+bool made_for_disk(const std::string& target_name) {
+    return target_name.find(':') != target_name.npos; // names in a configuration have no colon
+}
+
+result<disk_config> parse_disk(const json& request, std::optional<target_config>& own_target) {
     const origin from;
     json table = request;
     disk_config disk;
 
-    file_target.reset();
+    own_target.reset();
     if (table.is_object())
         table.erase("op");
     if (table.contains("file")) {
@@ -336,13 +407,15 @@ result<disk_config> parse_disk(const json& request, std::optional<target_config>
         target.name = "file:" + target.path;
         table.erase("file");
         table["target"] = target.name;
-        file_target = target;
+        own_target = target;
     }
     const spot at{table, "", from};
     if (auto read = read_table<disk_config>(at, disk_fields, disk); !read)
         return read.failure();
     if (auto valid = check_disk(at, disk); !valid)
         return valid.failure();
+    if (!own_target && disk.extents.size() == 1)
+        own_target = nvme_target_named(disk.extents[0].target);
     return disk;
 }
 

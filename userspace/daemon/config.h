@@ -15,7 +15,9 @@
 
 namespace vql {
 
-enum class target_type { uring, null };
+enum class target_type { uring, null, nvme };
+// Over what a guest reaches its disk: a socket of the daemon, or a vDPA device of the module.
+enum class frontend_type { vhost_user, vdpa };
 enum class bpf_mode { automatic, required, off };
 // Pin guests' memory for the pollers' rings: automatic = memory of huge pages only.
 enum class memory_registration { automatic, always, never };
@@ -25,6 +27,8 @@ struct target_config {
     target_type type = target_type::uring;
     std::string path;   // uring: a regular file or a block device
     uint64_t bytes = 0; // null: its size
+    std::string device; // nvme: PCI address of a controller bound to the module, "0000:01:00.0"
+    uint32_t nsid = 1;  // nvme: namespace
 };
 
 struct extent_config {
@@ -42,7 +46,8 @@ struct disk_config {
     bool read_only = false;
     uint32_t queues = 1;        // 1…VQL_MAX_QUEUES
     uint32_t queue_size = 1024; // the largest ring a guest may use; power of two
-    std::string socket;         // empty: RUN_DIR/NAME.sock
+    frontend_type frontend = frontend_type::vhost_user;
+    std::string socket; // vhost-user; empty: RUN_DIR/NAME.sock
     uint32_t socket_mode = 0600;
 };
 
@@ -54,6 +59,9 @@ struct config {
     uint32_t spin_us = 50;
     bool spin_always = false;
     memory_registration register_memory = memory_registration::automatic;
+    // NVMe targets also behind an absent or passthrough IOMMU: then this daemon, if it is ever
+    // taken over, can make the drive write to any memory of the host.
+    bool allow_untranslated_dma = false;
     log_level level = log_level::info;
     std::vector<target_config> targets;
     std::vector<disk_config> disks;
@@ -68,12 +76,18 @@ result<config> load_config(const std::string& path);
 // error ("pollers[1]: what is wrong") @c is not to be used.
 result<void> override_daemon(const nlohmann::json& keys, config& c);
 
-// One disk from the control socket: the keys of a [[disk]] table as JSON, plus "op" (skipped) and
-// "file" instead of a target: the path of a target made for this disk, returned in @file_target
-// under the name "file:PATH", which no configured target can have. Other keys are refused. Whether
-// its name is free and its targets are known is for the caller to check.
+// One disk from the control socket: the keys of a [[disk]] table as JSON, plus "op" (skipped), and
+// two ways to name a target that is made for this disk and returned in @own_target: "file" instead
+// of a target, the path of a file or block device (its name is then "file:PATH"); and a target
+// "nvme:BDF/NSID", which is its name too. No configured target can have such a name. Other keys are
+// refused. Whether its name is free and its targets are known is for the caller to check.
 result<disk_config> parse_disk(const nlohmann::json& request,
-                               std::optional<target_config>& file_target);
+                               std::optional<target_config>& own_target);
+
+// "nvme:0000:01:00.0/1" as a target, or nothing when @name is not of that form.
+std::optional<target_config> nvme_target_named(const std::string& name);
+// Was a target of this name made for a disk, with no [[target]]?
+bool made_for_disk(const std::string& target_name);
 
 // Where @disk listens: its own socket or RUN_DIR/NAME.sock. An error when that is too long for a
 // socket address, or the control socket's.

@@ -192,13 +192,15 @@ json control_socket::disk_entry(const disk& d) const {
     json targets = json::array();
     for (const target* t : d.layout().targets)
         targets.push_back(t->name);
+    const bool vdpa = d.settings().frontend == frontend_type::vdpa;
     return {{"name", d.settings().name},
+            {"frontend", vdpa ? "vdpa" : "vhost-user"},
+            {vdpa ? "device" : "socket", d.address()},
             {"size", d.layout().bytes},
             {"read_only", d.settings().read_only},
             {"queues", d.settings().queues},
             {"queue_size", d.settings().queue_size},
             {"chunk_size", 1ull << d.layout().chunk_shift},
-            {"socket", d.socket()},
             {"connected", d.connected()},
             {"queues_running", d.queues_running()},
             {"pollers", d.poller_cpus()},

@@ -2,6 +2,8 @@
 #include "daemon/disk.h"
 
 #include "base/log.h"
+#include "frontend/vdpa.h"
+#include "frontend/vhost_user.h"
 
 #include <algorithm>
 #include <span>
@@ -43,13 +45,36 @@ result<void> disk::set_up() {
         return extents.failure();
     extents_ = std::move(*extents);
 
-    server_ = std::make_unique<vhost_user_server>(services_.loop, *this, config_.name);
-    for (uint32_t i = 0; i < config_.queues; i++) {
-        auto q = std::make_unique<served_queue>();
-        queues_.push_back(std::move(q));
-    }
+    for (uint32_t i = 0; i < config_.queues; i++)
+        queues_.push_back(std::make_unique<served_queue>());
     apply_volume(volume_);
-    return server_->listen(socket_, config_.socket_mode);
+    return open_frontend();
+}
+
+result<void> disk::open_frontend() {
+    if (config_.frontend == frontend_type::vdpa) {
+        auto module = services_.module();
+        if (!module)
+            return error{"disk " + config_.name + ": " + module.failure().text};
+        auto s = std::make_unique<vdpa_server>(services_.loop, *this, config_.name);
+        vdpa_server& opened = *s;
+        server_ = std::move(s);
+        return opened.open(**module);
+    }
+    auto s = std::make_unique<vhost_user_server>(services_.loop, *this, config_.name);
+    vhost_user_server& opened = *s;
+    server_ = std::move(s);
+    return opened.listen(socket_, config_.socket_mode);
+}
+
+result<kmod_control*> disk_services::module() {
+    if (!module_) {
+        auto opened = kmod_control::open();
+        if (!opened)
+            return opened.failure();
+        module_ = std::move(*opened);
+    }
+    return &*module_;
 }
 
 disk::~disk() {
@@ -73,16 +98,47 @@ void disk::close(std::function<void()> done) {
     server_->close(std::move(done));
 }
 
-// Queues go round the pollers, each disk beginning one further on.
+void disk::remove(bool force, std::function<void(result<void>)> done) {
+    if (force) // what the guest still asks for is refused
+        for (uint32_t i = 0; i < extents_.entries(); i++)
+            __atomic_store_n(reinterpret_cast<uint64_t*>(extents_.at(i)), 0, __ATOMIC_RELAXED);
+    server_->remove(force, std::move(done));
+}
+
+// The controllers that the disk has targets on.
+std::vector<controller*> disk::controllers() const {
+    std::vector<controller*> found;
+    for (const target* t : volume_.targets) {
+        if (t->kind != target_kind::nvme)
+            continue;
+        controller* const c = &services_.controllers.at(t->controller);
+        if (std::find(found.begin(), found.end(), c) == found.end())
+            found.push_back(c);
+    }
+    return found;
+}
+
+// Queues go round the pollers, each disk beginning one further on; but only round those that have a
+// queue pair on each of the disk's controllers.
+size_t disk::poller_index(uint32_t queue) const {
+    size_t n = services_.pollers.size();
+    for (const controller* c : controllers())
+        n = std::min(n, c->lanes());
+    return (index_ + queue) % n;
+}
+
 poller& disk::poller_of(const virtqueue& q) const {
-    return *services_.pollers[(index_ + q.index) % services_.pollers.size()];
+    return *services_.pollers[poller_index(q.index)];
 }
 
 std::vector<int> disk::poller_cpus() const {
     std::vector<int> cpus;
-    const size_t n = std::min<size_t>(config_.queues, services_.pollers.size());
-    for (size_t i = 0; i < n; i++)
-        cpus.push_back(services_.pollers[(index_ + i) % services_.pollers.size()]->cpu());
+    for (uint32_t i = 0; i < config_.queues; i++) {
+        const int cpu = services_.pollers[poller_index(i)]->cpu();
+        if (!cpus.empty() && cpu == cpus.front())
+            break; // they have gone round
+        cpus.push_back(cpu);
+    }
     return cpus;
 }
 
@@ -92,6 +148,9 @@ void disk::start_queue(virtqueue& vq) {
     q.vq = &vq;
     q.table = table_;
     q.targets = volume_.targets;
+    q.dma.fill(nullptr);
+    for (const controller* c : controllers())
+        q.dma[c->index()] = c->view(*vq.memory, poller_index(vq.index));
     q.stats = reinterpret_cast<vql_disk_stats*>(stats_.at(p.index()));
     q.broken = [this, &vq] { server_->queue_broken(vq); };
     p.post([&p, &q] { p.add_queue(q); });
@@ -108,10 +167,12 @@ void disk::with_queue(virtqueue& q, std::function<void()> fn) {
 }
 
 // Pinned memory saves the kernel a look-up of pages in each request, at the price of all of it
-// being resident: by default only where it is anyway, in huge pages.
-void disk::memory_mapped(guest_memory& m) {
-    if (services_.registration == memory_registration::never)
-        return;
+// being resident: by default only where it is anyway, in huge pages, or for a controller's DMA.
+result<void> disk::memory_mapped(guest_memory& m) {
+    if (auto ok = map_for_dma(m); !ok)
+        return ok;
+    if (services_.registration == memory_registration::never || !m.pinnable())
+        return {};
     const auto& regions = m.regions();
     for (size_t i = 0; i < regions.size(); i++) {
         if (services_.registration == memory_registration::automatic && !m.huge(i))
@@ -120,9 +181,44 @@ void disk::memory_mapped(guest_memory& m) {
         for (auto& p : services_.pollers)
             p->post([p = p.get(), r = regions[i]] { p->add_memory(r.host, r.bytes); });
     }
+    return {};
 }
 
-void disk::memory_unmapped(guest_memory&, std::function<void()> done) {
+result<void> disk::map_for_dma(guest_memory& m) {
+    const auto on = controllers();
+    if (on.empty() || m.empty())
+        return {};
+    const kmod_mspace* space = m.space();
+    if (!space) {
+        auto module = services_.module();
+        if (!module)
+            return module.failure();
+        auto made = (*module)->create_mspace(m.regions());
+        if (!made)
+            return made.failure();
+        own_space_ = std::move(*made);
+        space = &own_space_;
+    }
+    mapped_ = &m;
+    for (controller* c : on)
+        if (auto ok = c->attach(m, *space); !ok) {
+            unmap_for_dma(m);
+            return ok;
+        }
+    return {};
+}
+
+void disk::unmap_for_dma(guest_memory& m) {
+    if (mapped_ != &m)
+        return;
+    for (controller* c : controllers())
+        c->detach(m);
+    mapped_ = nullptr;
+    own_space_ = {};
+}
+
+void disk::memory_unmapped(guest_memory& m, std::function<void()> done) {
+    unmap_for_dma(m);
     if (registered_.empty())
         return services_.loop.post(std::move(done));
     auto left = std::make_shared<size_t>(services_.pollers.size());
@@ -165,7 +261,7 @@ result<volume> disk::grown_volume(uint64_t bytes) {
     c.chunk_bytes = 1ull << volume_.chunk_shift; // the table's words keep their meaning
     const bool whole = c.extents.size() == 1 && c.extents[0].offset == 0 && !c.extents[0].length;
     if (whole) {
-        auto usable = grow_target(*volume_.targets[0], bytes);
+        auto usable = services_.targets.grow(*volume_.targets[0], bytes);
         if (!usable)
             return error{"disk " + c.name + ": " + usable.failure().text};
     }

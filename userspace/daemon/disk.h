@@ -1,31 +1,45 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// A disk: a volume, its queues' places on the pollers, its statistics, and its vhost-user socket.
-// On the control thread.
+// A disk: a volume, its queues' places on the pollers, its statistics, and its front end. On the
+// control thread.
 #pragma once
 
 #include "base/event_loop.h"
 #include "base/result.h"
 #include "daemon/bpf.h"
 #include "daemon/config.h"
+#include "daemon/controllers.h"
 #include "daemon/poller.h"
 #include "daemon/targets.h"
 #include "daemon/volume.h"
-#include "frontend/vhost_user.h"
+#include "frontend/frontend.h"
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 namespace vql {
 
 // What all disks share.
-struct disk_services {
+class disk_services {
+  public:
+    disk_services(event_loop& l, target_set& t, bpf_maps& m,
+                  std::vector<std::unique_ptr<poller>>& p, controller_set& c, memory_registration r)
+        : loop(l), targets(t), maps(m), pollers(p), controllers(c), registration(r) {}
+
     event_loop& loop;
     target_set& targets;
     bpf_maps& maps;
     std::vector<std::unique_ptr<poller>>& pollers;
+    controller_set& controllers;
     memory_registration registration = memory_registration::automatic;
+
+    // The kernel module's control device, opened when first asked for.
+    result<kmod_control*> module();
+
+  private:
+    std::optional<kmod_control> module_;
 };
 
 class disk : public queue_host {
@@ -35,15 +49,20 @@ class disk : public queue_host {
                                                 uint32_t index, disk_services& services);
     ~disk() override;
 
-    // Let go of the client and the socket; @done when the disk may be destroyed.
+    // Let go of the guest; @done when the disk may be destroyed. A vDPA disk stays in the module,
+    // for the next daemon.
     void close(std::function<void()> done);
+    // End the disk for good. With @force also while a guest uses it: its requests are answered with
+    // errors until it lets go.
+    void remove(bool force, std::function<void(result<void>)> done);
 
     // Grow to @bytes: targets grow with it where the disk has one whole target that can. The guest
     // is told. @done on the control thread, with the error when there is one.
     void resize(uint64_t bytes, std::function<void(result<void>)> done);
 
     const disk_config& settings() const { return config_; }
-    const std::string& socket() const { return socket_; }
+    // Where a guest attaches: the socket's path, or the vDPA device.
+    std::string address() const { return server_->address(); }
     const volume& layout() const { return volume_; }
     uint32_t index() const { return index_; }
     bool connected() const { return server_->connected(); }
@@ -58,15 +77,20 @@ class disk : public queue_host {
     void start_queue(virtqueue& q) override;
     void stop_queue(virtqueue& q, std::function<void()> done) override;
     void with_queue(virtqueue& q, std::function<void()> fn) override;
-    void memory_mapped(guest_memory& m) override;
+    result<void> memory_mapped(guest_memory& m) override;
     void memory_unmapped(guest_memory& m, std::function<void()> done) override;
 
   private:
     disk(const disk_config& c, const std::string& socket, uint32_t index, disk_services& services);
     result<void> set_up();
+    result<void> open_frontend();
     result<volume> grown_volume(uint64_t bytes);
     void apply_volume(volume v);
+    size_t poller_index(uint32_t queue) const;
     poller& poller_of(const virtqueue& q) const;
+    std::vector<controller*> controllers() const;
+    result<void> map_for_dma(guest_memory& m);
+    void unmap_for_dma(guest_memory& m);
 
     disk_config config_;
     std::string socket_;
@@ -77,8 +101,10 @@ class disk : public queue_host {
     shared_array stats_, extents_;
     vql_extent_table table_{};
     std::vector<std::unique_ptr<served_queue>> queues_;
-    std::vector<uint8_t*> registered_; // regions that pollers were told to pin
-    std::unique_ptr<vhost_user_server> server_;
+    std::vector<uint8_t*> registered_;     // regions that pollers were told to pin
+    const guest_memory* mapped_ = nullptr; // attached to the controllers
+    kmod_mspace own_space_;                // pins it, when it is not the module's already
+    std::unique_ptr<frontend> server_;
 };
 
 } // namespace vql

@@ -9,15 +9,12 @@
 #include <pthread.h>
 #include <sched.h>
 #include <sys/eventfd.h>
+#include <utility>
 
 namespace vql {
 
 namespace {
 
-// Requests under way on one poller, over all its queues. Only what is used is ever touched.
-constexpr size_t pool_size = 4096;
-// Pieces of one request in flight, so that one large request leaves room for others.
-constexpr uint16_t max_parts = 16;
 // Completions taken before queues are looked at again.
 constexpr unsigned reap_batch = 64;
 
@@ -28,26 +25,24 @@ enum tag : uint64_t {
     tag_mailbox = 2,
     tag_none = 3,
     tag_disarm = 4,
+    tag_lane = 5,
+    tag_unwatch = 6,
     tag_mask = 7,
 };
 
+// A command not answered for so long has its controller's attention asked for.
+constexpr uint64_t overdue_ns = 30ull * 1000 * 1000 * 1000;
+constexpr uint64_t second_ns = 1000 * 1000 * 1000;
+
 const uint64_t one = 1; // what is written to an eventfd
 
-uint64_t clock_ns() {
+} // namespace
+
+uint64_t poller::clock_ns() {
     timespec ts{};
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return uint64_t(ts.tv_sec) * 1000000000u + uint64_t(ts.tv_nsec);
 }
-
-void add(std::atomic<uint64_t>& counter, uint64_t n) { // single writer
-    counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
-}
-
-void add(__u64& counter, uint64_t n) { // single writer, readers elsewhere
-    vql_write_once(&counter, counter + n);
-}
-
-} // namespace
 
 poller::poller(const options& o, event_loop& loop, const target_table& targets)
     : options_(o), loop_(loop), targets_(targets) {}
@@ -141,6 +136,7 @@ void poller::run() {
     while (!stopping_) {
         bool work = mail_.load(std::memory_order_acquire) && run_mailbox();
         work |= reap();
+        work |= reap_nvme();
         work |= retry_waiting();
         const uint64_t now = clock_ns();
         const size_t n = busy_.size();
@@ -153,6 +149,8 @@ void poller::run() {
             broke_ = false;
         }
         first_ = n ? (first_ + 1) % n : 0; // when requests run out, another one is first next time
+        for (nvme_lane* lane : lanes_)
+            lane->engine.flush(); // one doorbell for the whole round
         answer_done();
         if (io_uring_sq_ready(&ring_)) {
             uring_.flush();
@@ -162,6 +160,8 @@ void poller::run() {
             add(stats_.busy_ns, now - before);
         else if (!options_.spin_always)
             rest_idle(now);
+        if (VQL_UNLIKELY(now - overdue_checked_ns_ > second_ns))
+            check_overdue(now);
         before = now;
         if (busy_.empty() && !work) {
             sleep();
@@ -170,11 +170,30 @@ void poller::run() {
     }
 }
 
+// Until a kick, a completion or the mailbox. A controller's interrupt is armed only here: while the
+// poller runs it looks at the queues itself.
 void poller::sleep() {
     if (mail_.load(std::memory_order_acquire))
         return;
+    bool in_flight = false;
+    for (nvme_lane* lane : lanes_) {
+        if (!lane->engine.in_flight() || lane->told_lost)
+            continue;
+        if (!lane->has_interrupt)
+            return; // nothing would wake us: go on looking
+        lane->arm();
+        in_flight = true;
+        if (lane->engine.pending()) // it came before the interrupt was armed
+            return;
+    }
     add(stats_.sleeps, 1);
-    io_uring_submit_and_wait(&ring_, 1);
+    if (!in_flight) {
+        io_uring_submit_and_wait(&ring_, 1);
+        return;
+    }
+    __kernel_timespec limit{.tv_sec = 1, .tv_nsec = 0}; // to find what is overdue
+    io_uring_cqe* first = nullptr;
+    io_uring_submit_and_wait_timeout(&ring_, &first, 1, &limit, nullptr);
 }
 
 // Take completions. Returns whether there were any.
@@ -218,316 +237,62 @@ bool poller::reap() {
             }
             break;
         }
+        case tag_lane: { // an interrupt: the next round looks at the queue
+            auto& lane = *reinterpret_cast<nvme_lane*>(at);
+            if (!(c.flags & IORING_CQE_F_MORE)) {
+                lane.watched = false;
+                check_unwatched(lane);
+            }
+            break;
+        }
+        case tag_unwatch: {
+            auto& lane = *reinterpret_cast<nvme_lane*>(at);
+            lane.unwatching = false;
+            if (c.res == -EALREADY && lane.watched) // it was firing just then, and goes on
+                unwatch(lane);
+            check_unwatched(lane);
+            break;
+        }
         default: break; // an interrupt that could not be written
         }
     }
     if (!n)
         return false;
     io_uring_cq_advance(&ring_, n);
-    for (const auto& f : uring_.done()) {
-        request& r = *f.owner;
-        r.io.status = std::max(r.io.status, uint8_t(f.status));
-        r.parts--;
-        if (r.io.status != VQL_STATUS_OK && !r.waiting)
-            r.left = 0;
-        if (r.left && !r.waiting)
-            submit(r);
-        else if (!r.left && !r.parts)
-            done_.push_back(&r);
-    }
+    for (const auto& f : uring_.done())
+        finished(*f.owner, f.status);
     uring_.clear_done();
     return true;
 }
 
-// Requests that found the engine full, first come first served.
-bool poller::retry_waiting() {
+// Take what the controllers have completed.
+bool poller::reap_nvme() {
     bool work = false;
-    while (waiting_head_ && uring_.has_room()) {
-        request& r = *waiting_head_;
-        waiting_head_ = r.next;
-        if (!waiting_head_)
-            waiting_tail_ = nullptr;
-        r.next = nullptr;
-        r.waiting = false;
-        submit(r);
-        work = true;
-    }
-    return work;
-}
-
-void poller::wait_for_room(request& r) {
-    r.waiting = true;
-    r.next = nullptr;
-    (waiting_tail_ ? waiting_tail_->next : waiting_head_) = &r;
-    waiting_tail_ = &r;
-}
-
-request* poller::allocate() {
-    if (request* r = free_) {
-        free_ = r->next;
-        return r;
-    }
-    if (fresh_ == pool_size)
-        return nullptr;
-    return reinterpret_cast<request*>(requests_.data()) + fresh_++;
-}
-
-void poller::release(request& r) {
-    r.next = free_;
-    free_ = &r;
-}
-
-// Fetch from one queue, at most a batch. Returns whether there was anything.
-bool poller::poll_queue(served_queue& q, uint64_t now) {
-    virtqueue& vq = *q.vq;
-    uint32_t room = std::min<uint32_t>(VQL_BATCH, vq.ring.num - q.in_flight);
-    bool work = false;
-
-    // What an earlier daemon had taken and not answered comes first, in its order.
-    while (room && q.resubmitted < vq.resubmit.size()) {
-        if (!take(q, vq.resubmit[q.resubmitted], now))
-            return work;
-        q.resubmitted++;
-        room--;
-        work = true;
-    }
-    const int pending = vql_ring_pending(&vq.ring);
-    if (pending < 0) {
-        break_ring(q, -pending);
-        return work;
-    }
-    for (uint32_t n = std::min(room, uint32_t(pending)); n; n--) {
-        if (!take(q, vql_ring_peek(&vq.ring), now))
-            break;
-        vq.ring.next_avail++;
-        work = true;
-    }
-    if (work)
-        q.last_work_ns = now;
-    return work;
-}
-
-// Fetch, validate and submit the chain at @head. False: there is no room, or the ring is broken.
-bool poller::take(served_queue& q, uint16_t head, uint64_t now) {
-    virtqueue& vq = *q.vq;
-    request* r = allocate();
-    if (!r)
-        return false;
-    int verdict = vql_chain_walk(&vq.ring, &vq.mem, head, &r->chain);
-    if (VQL_LIKELY(!verdict))
-        verdict = vql_blk_parse(&r->chain, &vq.disk, &r->io, &r->answer);
-    if (VQL_UNLIKELY(verdict < 0)) {
-        release(*r);
-        break_ring(q, -verdict);
-        return false;
-    }
-    if (vq.inflight)
-        vq.inflight.take(head);
-    q.in_flight++;
-    r->queue = &q;
-    r->start_ns = now;
-    r->sector = r->io.sector;
-    r->left = r->io.bytes;
-    r->seg = r->io.seg;
-    r->nsegs = r->io.nsegs;
-    r->head = head;
-    r->parts = 0;
-    r->skip = 0;
-    r->next = nullptr;
-    r->waiting = false;
-    if (verdict == VQL_BLK_ANSWERED) {
-        done_.push_back(r);
-        return true;
-    }
-    if (r->io.op == VQL_OP_FLUSH) {
-        r->sector = 0; // index of the next target
-        r->left = q.targets.size();
-    }
-    submit(*r);
-    return true;
-}
-
-// The driver broke the rules in a way that cannot be answered: serve this ring no more.
-void poller::break_ring(served_queue& q, int error) {
-    q.vq->ring_error = error;
-    q.now = served_queue::state::idle;
-    broke_ = true;
-    loop_.post(q.broken);
-}
-
-// Submit what is left of @r, as far as there is room. When all of it is done at once, or nothing of
-// it is in flight after an error, it is put on done_.
-void poller::submit(request& r) {
-    served_queue& q = *r.queue;
-
-    if (r.io.status != VQL_STATUS_OK)
-        r.left = 0; // a part failed, and so has the request
-    if (r.io.op == VQL_OP_FLUSH)
-        return submit_flush(r);
-    while (r.left) {
-        if (r.parts == max_parts)
-            return; // goes on when a part is done
-        const vql_remap to = vql_remap_lookup(&q.table, vql_extent_table_at, q.table.chunk_shift,
-                                              r.sector, r.left >> VQL_SECTOR_SHIFT);
-        target* t =
-            to.verdict == VQL_SERVE ? targets_[to.target].load(std::memory_order_acquire) : nullptr;
-        if (VQL_UNLIKELY(!t)) {
-            r.io.status = VQL_STATUS_IOERR;
-            r.left = 0;
-            break;
+    for (nvme_lane* lane : lanes_) {
+        if (!lane->engine.in_flight() && !waiting_head_)
+            continue;
+        lane->engine.reap();
+        if (!lane->engine.done().empty()) {
+            work = true;
+            for (const auto& f : lane->engine.done())
+                finished(*f.owner, f.status);
+            lane->engine.clear_done();
         }
-        const uint64_t bytes = to.sectors << VQL_SECTOR_SHIFT;
-        if (!submit_piece(r, *t, to.sector << VQL_SECTOR_SHIFT, bytes))
-            return wait_for_room(r);
-        advance(r, bytes);
+        if (VQL_UNLIKELY(lane->engine.lost()) && !lane->told_lost) {
+            lane->told_lost = true;
+            loop_.post(lane->lost);
+        }
     }
-    if (!r.parts)
-        done_.push_back(&r);
+    return work;
 }
 
-void poller::submit_flush(request& r) {
-    while (r.left) {
-        if (r.parts == max_parts)
-            return;
-        if (!submit_piece(r, *r.queue->targets[r.sector], 0, 0))
-            return wait_for_room(r);
-        r.sector++;
-        r.left--;
-    }
-    if (!r.parts)
-        done_.push_back(&r);
-}
-
-// False: the engine has no room now.
-bool poller::submit_piece(request& r, target& t, uint64_t offset, uint64_t bytes) {
-    piece p;
-    p.owner = &r;
-    p.where = &t;
-    p.offset = offset;
-    p.bytes = bytes;
-    p.seg = r.seg;
-    p.nsegs = r.nsegs;
-    p.skip = r.skip;
-    p.op = r.io.op;
-    p.flags = r.io.flags;
-    if (t.kind == target_kind::null) {
-        r.io.status = std::max(r.io.status, uint8_t(null_engine::execute(p)));
-        return true;
-    }
-    p.durable = r.queue->vq->durable;
-    if (!memory_.empty() && r.nsegs && r.seg->bytes - r.skip >= bytes)
-        p.buffer = buffer_of(static_cast<uint8_t*>(r.seg->base) + r.skip, bytes);
-    if (!uring_.submit(p))
-        return false;
-    r.parts++;
-    return true;
-}
-
-void poller::advance(request& r, uint64_t bytes) {
-    r.sector += bytes >> VQL_SECTOR_SHIFT;
-    r.left -= bytes;
-    r.skip += bytes;
-    while (r.nsegs && r.skip >= r.seg->bytes) {
-        r.skip -= r.seg->bytes;
-        r.seg++;
-        r.nsegs--;
-    }
-}
-
-int16_t poller::buffer_of(const void* base, uint64_t bytes) const {
-    const auto at = reinterpret_cast<uintptr_t>(base);
-    for (const pinned& p : memory_) {
-        const uintptr_t offset = at - reinterpret_cast<uintptr_t>(p.base);
-        if (offset < p.bytes)
-            return p.bytes - offset >= bytes ? p.buffer : int16_t{-1};
-    }
-    return -1;
-}
-
-// Answer everything on done_, then publish each queue's answers with one store and one interrupt.
-void poller::answer_done() {
-    if (done_.empty())
-        return;
-    const uint64_t now = clock_ns();
-    for (request* r : done_)
-        answer(*r, now);
-    add(stats_.requests, done_.size());
-    done_.clear();
-    for (served_queue* q : to_publish_)
-        publish(*q);
-    to_publish_.clear();
-}
-
-void poller::answer(request& r, uint64_t now) {
-    served_queue& q = *r.queue;
-    virtqueue& vq = *q.vq;
-    const uint32_t len = vql_blk_finish(&r.io, &r.answer);
-
-    if (VQL_UNLIKELY(vq.log != nullptr))
-        log_writes(q, r);
-    if (vq.inflight)
-        vq.inflight.push(r.head);
-    vql_ring_push(&vq.ring, r.head, len);
-    if (!q.to_publish) {
-        q.to_publish = true;
-        to_publish_.push_back(&q);
-    }
-    q.in_flight--;
-    q.last_work_ns = now;
-
-    vql_op_stats& s = q.stats->op[r.io.op];
-    const uint64_t ns = now - r.start_ns;
-    add(s.count, 1);
-    if (r.io.status == VQL_STATUS_OK)
-        add(s.bytes, r.io.bytes);
-    else
-        add(s.errors, 1);
-    add(s.total_ns, ns);
-    if (ns > s.max_ns)
-        vql_write_once(&s.max_ns, __u64{ns});
-    add(s.latency[vql_latency_bucket(ns)], 1);
-    add(s.size[vql_size_bucket(r.io.bytes)], 1);
-    release(r);
-}
-
-// A live migration is under way: tell which guest pages this answer writes. The used entry's is
-// told before the entry is visible, with the data's; a bit that is early costs a page sent twice.
-void poller::log_writes(served_queue& q, request& r) {
-    virtqueue& vq = *q.vq;
-    const vql_ring& ring = vq.ring;
-    uint64_t left = r.io.op == VQL_OP_READ || r.io.op == VQL_OP_GET_ID ? r.io.bytes : 0;
-
-    for (const vql_seg* s = r.chain.seg + r.chain.nout; left; s++) {
-        const uint64_t here = std::min<uint64_t>(s->bytes, left);
-        vq.log->mark(vq.memory->guest_of(s->base), here);
-        left -= here;
-    }
-    vq.log->mark(vq.memory->guest_of(r.answer.status), 1);
-    if (vq.log_used)
-        vq.log->mark(vq.used_log_guest + offsetof(vql_used, ring) +
-                         (ring.next_used & (ring.num - 1u)) * sizeof(vql_used_elem),
-                     sizeof(vql_used_elem));
-}
-
-void poller::publish(served_queue& q) {
-    virtqueue& vq = *q.vq;
-
-    q.to_publish = false;
-    vql_ring_publish(&vq.ring);
-    if (vq.inflight)
-        vq.inflight.published(vq.ring.next_used);
-    if (VQL_UNLIKELY(vq.log && vq.log_used))
-        vq.log->mark(vq.used_log_guest, offsetof(vql_used, ring));
-    if (vql_ring_should_interrupt(&vq.ring) && vq.call) {
-        // Through the ring, since a client could make a plain write block; no completion unless it
-        // fails (then the counter is full, and the guest has an interrupt coming anyway).
-        io_uring_sqe* e = uring_.sqe();
-        io_uring_prep_write(e, vq.call.get(), &one, sizeof(one), 0);
-        e->flags |= IOSQE_CQE_SKIP_SUCCESS;
-        io_uring_sqe_set_data64(e, tag_none);
-    }
-    if (q.now == served_queue::state::draining)
-        check_drained(q);
+// Through the ring, since a client could make a plain write block; no completion unless it fails
+// (then the counter is full, and the guest has an interrupt coming anyway).
+void poller::interrupt(virtqueue& vq) {
+    io_uring_sqe* e = uring_.sqe();
+    io_uring_prep_write(e, vq.call.get(), &one, sizeof(one), 0);
+    e->flags |= IOSQE_CQE_SKIP_SUCCESS;
+    io_uring_sqe_set_data64(e, tag_none);
 }
 
 // Ask the driver for a kick. True: there is work already.
@@ -643,6 +408,78 @@ void poller::remove_memory(uint8_t* base) {
         uring_.remove_buffer(p.buffer);
         return true;
     });
+}
+
+void poller::check_overdue(uint64_t now) {
+    overdue_checked_ns_ = now;
+    for (nvme_lane* lane : lanes_) {
+        auto cids = lane->engine.overdue(now, overdue_ns);
+        lane->stuck.store(!cids.empty() && !lane->told_lost, std::memory_order_relaxed);
+        if (!cids.empty())
+            loop_.post(
+                [lane, cids = std::move(cids)]() mutable { lane->overdue(std::move(cids)); });
+    }
+}
+
+void poller::add_nvme(nvme_lane& lane, uint32_t index) {
+    lane.index = index;
+    nvme_[index] = &lane;
+    lanes_.push_back(&lane);
+    watch(lane);
+}
+
+void poller::watch(nvme_lane& lane) {
+    if (!lane.has_interrupt)
+        return;
+    io_uring_sqe* e = uring_.sqe();
+    io_uring_prep_poll_multishot(e, lane.fd, POLLIN);
+    io_uring_sqe_set_data64(e, reinterpret_cast<uintptr_t>(&lane) | tag_lane);
+    lane.watched = true;
+}
+
+void poller::unwatch(nvme_lane& lane) {
+    io_uring_sqe* e = uring_.sqe();
+    io_uring_prep_poll_remove(e, reinterpret_cast<uintptr_t>(&lane) | tag_lane);
+    io_uring_sqe_set_data64(e, reinterpret_cast<uintptr_t>(&lane) | tag_unwatch);
+    lane.unwatching = true;
+}
+
+// The poll on the old descriptor is gone, with its reference: what waited for that goes on.
+void poller::check_unwatched(nvme_lane& lane) {
+    if (lane.watched || lane.unwatching)
+        return;
+    if (lane.removed)
+        return loop_.post(std::exchange(lane.removed, nullptr));
+    if (std::exchange(lane.rewatch, false))
+        watch(lane);
+}
+
+void poller::remove_nvme(nvme_lane& lane, std::function<void()> removed) {
+    nvme_[lane.index] = nullptr;
+    std::erase(lanes_, &lane);
+    lane.removed = std::move(removed);
+    if (lane.watched && !lane.unwatching)
+        unwatch(lane);
+    check_unwatched(lane);
+}
+
+void poller::replace_nvme(nvme_lane& lane, const nvme_queue& queue, int fd, bool has_interrupt) {
+    lane.fd = fd;
+    lane.has_interrupt = has_interrupt;
+    lane.told_lost = false;
+    lane.engine.replace(queue);
+    room_made_ = true;
+    lane.rewatch = true;
+    if (lane.watched && !lane.unwatching)
+        unwatch(lane);
+    check_unwatched(lane);
+}
+
+void poller::fail_nvme(nvme_lane& lane) {
+    lane.dead = true;
+    for (const piece& p : lane.engine.take_unfinished())
+        finished(*p.owner, VQL_STATUS_IOERR);
+    room_made_ = true; // who waited for room learns it as well
 }
 
 } // namespace vql

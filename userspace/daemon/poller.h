@@ -15,11 +15,13 @@
 #include "base/event_loop.h"
 #include "base/fd.h"
 #include "base/result.h"
-#include "daemon/targets.h"
+#include "daemon/target_table.h"
 #include "engine/null.h"
+#include "engine/nvme.h"
 #include "engine/uring.h"
 #include "frontend/virtqueue.h"
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -34,12 +36,38 @@
 
 namespace vql {
 
+// A controller as one poller sees it: an engine on a queue pair of its own. Made and destroyed by
+// the controller's owner; from poller::add_nvme() until remove_nvme() is done, the poller's alone.
+struct nvme_lane {
+    nvme_engine engine;
+    // The queue pair's descriptor, and the ioctl that lets its next completion wake a sleeper.
+    int fd = -1;
+    std::function<void()> arm;
+    bool has_interrupt = false;
+    // Posted to the control thread: the queue pair is lost; commands are overdue.
+    std::function<void()> lost;
+    std::function<void(std::vector<uint16_t> cids)> overdue;
+    std::atomic<bool> stuck{false}; // some were overdue when last looked at; anyone may read
+
+    // The poller's own.
+    uint32_t index = 0; // target::controller
+    bool told_lost = false;
+    bool dead = false;       // the controller is gone for good: every piece fails
+    bool watched = false;    // a multishot poll on fd is out
+    bool unwatching = false; // … and its removal was asked for
+    bool rewatch = false;    // fd is another one now: watch it when the old one is let go
+    std::function<void()> removed;
+};
+
 // A virtqueue with all its poller needs to serve it. Made and destroyed by the disk; in between,
 // from poller::add_queue() until remove_queue() is done, the poller's alone.
 struct served_queue {
     virtqueue* vq = nullptr;
     vql_extent_table table{};
     std::vector<target*> targets; // what a flush reaches
+    // The guest's memory as each controller's DMA sees it, where the disk has targets there. The
+    // views are the controllers' own, and change on this poller's thread only.
+    std::array<const dma_view*, VQL_MAX_CONTROLLERS> dma{};
     vql_disk_stats* stats = nullptr;
     std::function<void()> broken; // posted to the control thread when the driver breaks the ring
 
@@ -112,13 +140,40 @@ class poller {
     void remove_target(const target& t) { uring_.remove_target(t); }
     void add_memory(uint8_t* base, uint64_t bytes);
     void remove_memory(uint8_t* base);
+    // Controller @index is served through @lane from now on.
+    void add_nvme(nvme_lane& lane, uint32_t index);
+    // No target uses the lane any more; @removed is posted to the control thread when the poller
+    // has let go of it.
+    void remove_nvme(nvme_lane& lane, std::function<void()> removed);
+    // After the lane was lost: go on with @queue on the new descriptor @fd, submitting again what
+    // was not finished; or without any, failing everything from now on.
+    void replace_nvme(nvme_lane& lane, const nvme_queue& queue, int fd, bool has_interrupt);
+    void fail_nvme(nvme_lane& lane);
 
   private:
+    // Requests under way on one poller, over all its queues. Only what is used is ever touched.
+    static constexpr size_t pool_size = 4096;
+    // Pieces of one request in flight, so that one large request leaves room for others.
+    static constexpr uint16_t max_parts = 16;
+
+    static uint64_t clock_ns();
+    // Counters have a single writer, this thread, and readers elsewhere.
+    static void add(std::atomic<uint64_t>& counter, uint64_t n) {
+        counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+    }
+    static void add(__u64& counter, uint64_t n) { vql_write_once(&counter, counter + n); }
+
     poller(const options& o, event_loop& loop, const target_table& targets);
     result<void> set_up();
     void run();
     bool run_mailbox();
     bool reap();
+    bool reap_nvme();
+    void finished(request& r, vql_status status);
+    void check_overdue(uint64_t now);
+    void watch(nvme_lane& lane);
+    void unwatch(nvme_lane& lane);
+    void check_unwatched(nvme_lane& lane);
     bool retry_waiting();
     bool poll_queue(served_queue& q, uint64_t now);
     request* allocate();
@@ -127,13 +182,15 @@ class poller {
     void break_ring(served_queue& q, int error);
     void submit(request& r);
     void submit_flush(request& r);
-    bool submit_piece(request& r, target& t, uint64_t offset, uint64_t bytes);
+    enum class taken : uint8_t { no_room, in_flight, done };
+    taken submit_piece(request& r, target& t, uint64_t offset, uint64_t bytes);
     void advance(request& r, uint64_t bytes);
     void wait_for_room(request& r);
     void answer_done();
     void answer(request& r, uint64_t now);
     void log_writes(served_queue& q, request& r);
     void publish(served_queue& q);
+    void interrupt(virtqueue& vq);
     bool arm(virtqueue& vq);
     void disarm(virtqueue& vq);
     void rest_idle(uint64_t now);
@@ -158,12 +215,16 @@ class poller {
     io_uring ring_{};
     bool ring_open_ = false;
     uring_engine uring_;
+    std::array<nvme_lane*, VQL_MAX_CONTROLLERS> nvme_{}; // by target::controller
+    std::vector<nvme_lane*> lanes_;                      // the same, without gaps
+    uint64_t overdue_checked_ns_ = 0;
 
     mapping requests_;
     request* free_ = nullptr; // used before; those past fresh_ never were, and cost no memory
     size_t fresh_ = 0;
     request* waiting_head_ = nullptr;
     request* waiting_tail_ = nullptr;
+    bool room_made_ = false; // an engine finished something: those waiting may try again
     std::vector<request*> done_;
     std::vector<served_queue*> busy_;
     std::vector<served_queue*> to_publish_;

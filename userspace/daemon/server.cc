@@ -6,11 +6,14 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <fcntl.h>
+#include <linux/virtio_blk.h>
 #include <sched.h>
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 namespace vql {
 
@@ -55,14 +58,18 @@ result<void> server::start() {
     maps_ = std::move(*maps);
     if (auto ok = start_pollers(); !ok)
         return ok;
-    services_ = std::make_unique<disk_services>(
-        disk_services{loop_, targets_, *maps_, pollers_, config_.register_memory});
+    controllers_ =
+        std::make_unique<controller_set>(loop_, pollers_, config_.allow_untranslated_dma);
+    targets_.set_controllers(controllers_.get());
+    services_ = std::make_unique<disk_services>(loop_, targets_, *maps_, pollers_, *controllers_,
+                                                config_.register_memory);
     for (const target_config& t : config_.targets)
         if (auto opened = open_target(t); !opened)
             return opened.failure();
     for (const disk_config& d : config_.disks)
         if (auto added = add_disk(d); !added)
             return added.failure();
+    report_orphans();
     loop_.every_second([this] { once_a_second(); });
     return {};
 }
@@ -128,12 +135,16 @@ disk* server::find(const std::string& name) const {
     return nullptr;
 }
 
-result<disk*> server::add_disk(const disk_config& c, const target_config* file_target) {
+result<disk*> server::add_disk(const disk_config& c, const target_config* own_target) {
     if (find(c.name))
         return error{"disk " + c.name + " exists already"};
-    auto socket = disk_socket(config_.run_dir, c);
-    if (!socket)
-        return socket.failure();
+    std::string socket;
+    if (c.frontend == frontend_type::vhost_user) {
+        auto path = disk_socket(config_.run_dir, c);
+        if (!path)
+            return path.failure();
+        socket = *path;
+    }
     uint32_t index = 0;
     const auto taken = [&] {
         return std::any_of(disks_.begin(), disks_.end(),
@@ -145,27 +156,90 @@ result<disk*> server::add_disk(const disk_config& c, const target_config* file_t
         return error{"more than " + std::to_string(VQL_MAX_DISKS) + " disks"};
 
     target* own = nullptr;
-    if (file_target && !targets_.find(file_target->name)) {
-        auto opened = open_target(*file_target);
+    if (own_target && !targets_.find(own_target->name)) {
+        auto opened = open_target(*own_target);
         if (!opened)
             return opened.failure();
         own = *opened;
     }
-    auto d = disk::create(c, *socket, index, services());
+    auto d = disk::create(c, socket, index, services());
     if (!d) {
         if (own)
             close_target(*own);
         return d.failure();
     }
     disks_.push_back(std::move(*d));
-    log_info("disk " + c.name + ": listening on " + *socket);
+    log_info("disk " + c.name + ": listening on " + disks_.back()->address());
     return disks_.back().get();
+}
+
+// A disk that the module still has, of an earlier daemon or configuration, taken over so that it
+// can be removed: on a target of its size that moves no data.
+result<disk*> server::adopt(const std::string& name) {
+    const error unknown{"disk " + name + " does not exist"};
+    auto module = services().module();
+    if (!module)
+        return unknown;
+    disk_config c;
+    target_config t;
+    virtio_blk_config told{};
+    bool discard = false;
+    {
+        auto found = (*module)->claim(name);
+        if (!found)
+            return error{"disk " + name + ": " + found.failure().text};
+        if (!*found)
+            return unknown;
+        const kmod_disk_shape& shape = (*found)->shape();
+        std::memcpy(&told, shape.config.data(), std::min(sizeof(told), shape.config.size()));
+        discard = shape.features & 1ull << VIRTIO_BLK_F_DISCARD;
+        t.type = target_type::null;
+        t.name = "orphan:" + name;
+        t.bytes = told.capacity << VQL_SECTOR_SHIFT;
+        c.name = name;
+        c.frontend = frontend_type::vdpa;
+        c.queues = shape.queues;
+        c.queue_size = shape.queue_size;
+        c.read_only = shape.features & 1ull << VIRTIO_BLK_F_RO;
+        c.extents.push_back({t.name, 0, 0});
+    }
+    auto opened = open_target(t);
+    if (!opened)
+        return opened.failure();
+    (*opened)->discard = discard; // it has to look as it did
+    (*opened)->block_bytes = told.blk_size;
+    auto added = add_disk(c);
+    if (!added)
+        close_target(**opened);
+    return added;
+}
+
+// Disks that nobody serves: their guests wait.
+void server::report_orphans() {
+    if (access(kmod_folder, F_OK) < 0)
+        return;
+    auto module = services().module();
+    if (!module)
+        return;
+    auto all = (*module)->list();
+    if (!all)
+        return;
+    for (const vql_disk_next& d : *all)
+        if (const std::string name = d.name; !d.claimed && !find(name))
+            log_warning("disk " + name +
+                        " is in the kernel module but not in the configuration: its guest waits. "
+                        "Add it, or end it with: vqlane disk rm " +
+                        name + " --force");
 }
 
 void server::remove_disk(const std::string& name, bool force, completion done) {
     disk* d = find(name);
-    if (!d)
-        return done(error{"disk " + name + " does not exist"});
+    if (!d) {
+        auto adopted = adopt(name);
+        if (!adopted)
+            return done(adopted.failure());
+        d = *adopted;
+    }
     if (std::find(leaving_.begin(), leaving_.end(), name) != leaving_.end())
         return done(error{"disk " + name + " is being removed already"});
     if (d->connected() && !force)
@@ -173,19 +247,26 @@ void server::remove_disk(const std::string& name, bool force, completion done) {
                           " has a guest connected; detach it there first, or "
                           "remove the disk with --force"});
     leaving_.push_back(name);
-    d->close([this, d, name, done] {
-        std::vector<target*> files;
-        for (target* t : d->layout().targets)
-            if (t->name.starts_with("file:"))
-                files.push_back(t);
-        std::erase_if(disks_, [&](const auto& p) { return p.get() == d; });
+    d->remove(force, [this, d, name, done](result<void> ok) {
         std::erase(leaving_, name);
-        for (target* t : files)
-            if (!targets_.claimed(*t))
-                close_target(*t);
+        if (!ok)
+            return done(std::move(ok));
+        disk_ended(d);
         log_info("disk " + name + ": removed");
         done({});
     });
+}
+
+// Destroy @d, and the targets that were opened for it, if nobody else uses them.
+void server::disk_ended(disk* d) {
+    std::vector<target*> own;
+    for (target* t : d->layout().targets)
+        if (made_for_disk(t->name))
+            own.push_back(t);
+    std::erase_if(disks_, [&](const auto& p) { return p.get() == d; });
+    for (target* t : own)
+        if (!targets_.claimed(*t))
+            close_target(*t);
 }
 
 void server::resize_disk(const std::string& name, uint64_t bytes, completion done) {
@@ -214,6 +295,7 @@ void server::stop(std::function<void()> done) {
 
 void server::once_a_second() {
     targets_.report_errors();
+    controllers_->tick();
     if (!guard_trips()) // nobody ever took memory away from us
         return;
     for (auto& d : disks_)

@@ -7,6 +7,7 @@
 #include "base/result.h"
 #include "daemon/bpf.h"
 #include "daemon/config.h"
+#include "daemon/controllers.h"
 #include "daemon/disk.h"
 #include "daemon/poller.h"
 #include "daemon/targets.h"
@@ -31,9 +32,10 @@ class server {
     // Let all clients go; @done when everything has drained.
     void stop(std::function<void()> done);
 
-    // Without a [[target]]: @file_target is opened for this disk alone, and closed with it.
-    result<disk*> add_disk(const disk_config& c, const target_config* file_target = nullptr);
-    // Refused while a client is connected, unless @force.
+    // Without a [[target]]: @own_target is opened for this disk, and closed with the last that uses
+    // it.
+    result<disk*> add_disk(const disk_config& c, const target_config* own_target = nullptr);
+    // Refused while a guest is connected, unless @force.
     void remove_disk(const std::string& name, bool force, completion done);
     void resize_disk(const std::string& name, uint64_t bytes, completion done);
 
@@ -47,6 +49,9 @@ class server {
     result<void> start_pollers();
     result<target*> open_target(const target_config& c);
     void close_target(target& t);
+    void disk_ended(disk* d);
+    result<disk*> adopt(const std::string& name);
+    void report_orphans();
     void once_a_second();
     disk_services& services() { return *services_; }
 
@@ -56,6 +61,7 @@ class server {
     std::unique_ptr<bpf_maps> maps_;
     target_set targets_;
     std::vector<std::unique_ptr<poller>> pollers_;
+    std::unique_ptr<controller_set> controllers_;
     std::unique_ptr<disk_services> services_;
     std::vector<std::unique_ptr<disk>> disks_;
     std::vector<std::string> leaving_; // names of disks that are being removed

@@ -2,6 +2,7 @@
 #include "daemon/targets.h"
 
 #include "base/log.h"
+#include "daemon/controllers.h"
 
 #include <algorithm>
 #include <vqlane/io.h>
@@ -20,6 +21,11 @@ result<target*> target_set::open(const target_config& c) {
     std::unique_ptr<target> t;
     if (c.type == target_type::null) {
         t = make_null_target(c.name, c.bytes);
+    } else if (c.type == target_type::nvme) {
+        auto opened = open_nvme(c);
+        if (!opened)
+            return error{"target " + c.name + ": " + opened.failure().text};
+        t = std::move(*opened);
     } else {
         auto opened = open_uring_target(c.name, c.path);
         if (!opened)
@@ -33,6 +39,35 @@ result<target*> target_set::open(const target_config& c) {
     return targets_.back().get();
 }
 
+result<std::unique_ptr<target>> target_set::open_nvme(const target_config& c) {
+    auto used = controllers_->use(c.device);
+    if (!used)
+        return used.failure();
+    controller& on = **used;
+    const auto refuse = [&](const std::string& why) {
+        controllers_->unuse(on.index());
+        return error{"controller " + c.device + " namespace " + std::to_string(c.nsid) + ": " +
+                     why};
+    };
+    for (const auto& t : targets_)
+        if (t->kind == target_kind::nvme && t->controller == on.index() && t->nsid == c.nsid)
+            return refuse("is target " + t->name + " already");
+    auto ns = on.ns_info(c.nsid);
+    if (!ns)
+        return refuse(ns.failure().text);
+    auto t = std::make_unique<target>();
+    t->name = c.name;
+    t->kind = target_kind::nvme;
+    t->path = "nvme:" + c.device + "/" + std::to_string(c.nsid);
+    t->controller = on.index();
+    t->nsid = c.nsid;
+    t->block_bytes = ns->block_bytes;
+    t->bytes = ns->blocks * ns->block_bytes;
+    t->boundary_blocks = ns->boundary_blocks;
+    t->discard = on.info().oncs & 1u << 2;
+    return t;
+}
+
 target* target_set::find(const std::string& name) const {
     for (const auto& t : targets_)
         if (t->name == name)
@@ -42,7 +77,19 @@ target* target_set::find(const std::string& name) const {
 
 void target_set::close(target& t) {
     (*table_)[t.id].store(nullptr, std::memory_order_release);
+    if (t.kind == target_kind::nvme)
+        controllers_->unuse(t.controller);
     std::erase_if(targets_, [&](const auto& p) { return p.get() == &t; });
+}
+
+result<uint64_t> target_set::grow(target& t, uint64_t want) {
+    if (t.kind != target_kind::nvme)
+        return grow_target(t, want);
+    auto ns = controllers_->at(t.controller).ns_info(t.nsid);
+    if (!ns)
+        return ns.failure();
+    t.bytes = ns->blocks * ns->block_bytes;
+    return t.bytes;
 }
 
 bool target_set::claimed(const target& t) const {

@@ -4,10 +4,10 @@
 
 #include "base/result.h"
 #include "daemon/config.h"
+#include "daemon/target_table.h"
 #include "engine/target.h"
 
 #include <array>
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -16,9 +16,7 @@
 
 namespace vql {
 
-// Targets by the id that extent words hold. Written by the control thread before any extent or
-// message tells a poller of the id (release), read by pollers (acquire).
-using target_table = std::array<std::atomic<target*>, VQL_MAX_TARGETS>;
+class controller_set;
 
 // A part of a target that belongs to a disk.
 struct claim {
@@ -31,12 +29,17 @@ struct claim {
 
 class target_set {
   public:
-    // Open what @c names. Refused: a name that exists.
+    // @controllers outlives the set; null: there are no NVMe targets.
+    void set_controllers(controller_set* controllers) { controllers_ = controllers; }
+    // Open what @c names. Refused: a name that exists, a namespace that another target is.
     result<target*> open(const target_config& c);
     target* find(const std::string& name) const;
     // Close @t, which nobody uses any more: no claim, and pollers were told.
     void close(target& t);
     bool claimed(const target& t) const;
+    // Look again how large @t is, and make a regular file as large as @want. Returns the usable
+    // size.
+    result<uint64_t> grow(target& t, uint64_t want);
 
     // Claim for a disk. Refused when a part overlaps one of another claim, unless both only read.
     result<void> add_claims(const std::vector<claim>& claims);
@@ -49,6 +52,9 @@ class target_set {
     void report_errors();
 
   private:
+    result<std::unique_ptr<target>> open_nvme(const target_config& c);
+
+    controller_set* controllers_ = nullptr;
     std::vector<std::unique_ptr<target>> targets_;
     std::vector<claim> claims_;
     std::unique_ptr<target_table> table_ = std::make_unique<target_table>();

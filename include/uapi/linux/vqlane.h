@@ -77,8 +77,8 @@ struct vql_disk_create {
  * What a disk may offer: INDIRECT_DESC (28), EVENT_IDX (29), and of virtio-blk SEG_MAX (2), RO (5),
  * BLK_SIZE (6), FLUSH (9), TOPOLOGY (10), CONFIG_WCE (11), MQ (12), DISCARD (13), WRITE_ZEROES (14).
  */
-#define VQL_DISK_FEATURES                                                                          \
-	(1ull << 28 | 1ull << 29 | 1ull << 2 | 1ull << 5 | 1ull << 6 | 1ull << 9 | 1ull << 10 |    \
+#define VQL_DISK_FEATURES                                                                       \
+	(1ull << 28 | 1ull << 29 | 1ull << 2 | 1ull << 5 | 1ull << 6 | 1ull << 9 | 1ull << 10 | \
 	 1ull << 11 | 1ull << 12 | 1ull << 13 | 1ull << 14)
 
 /**
@@ -166,7 +166,7 @@ struct vql_mspace_create {
  * mmap(): offset 0, shared: the in-flight record, disk-lifetime memory of
  *   queues × VQL_INFLIGHT_BYTES(queue_size) bytes, zeroed at a guest's reset.
  */
-#define VQL_INFLIGHT_BYTES(queue_size) (((__u64)(queue_size) * 16 + 16 + 63) & ~63ull)
+#define VQL_INFLIGHT_BYTES(queue_size) (((__u64)(queue_size)*16 + 16 + 63) & ~63ull)
 
 /**
  * struct vql_disk_state - VQL_IOC_DISK_STATE: how the guest has set the disk up
@@ -187,12 +187,12 @@ struct vql_disk_state {
 	__u32 writeback;
 	__u64 reserved[2];
 };
-#define VQL_DISK_RUNNABLE  (1u << 0) /* driver ok, memory known, at least one queue ready */
-#define VQL_DISK_LEASED    (1u << 1) /* this claim holds the lease */
-#define VQL_DISK_RECALL    (1u << 2) /* … and is to yield it now */
-#define VQL_DISK_REVOKED   (1u << 3) /* … and lost it: drop everything, then ACQUIRE anew */
+#define VQL_DISK_RUNNABLE (1u << 0) /* driver ok, memory known, at least one queue ready */
+#define VQL_DISK_LEASED (1u << 1)   /* this claim holds the lease */
+#define VQL_DISK_RECALL (1u << 2)   /* … and is to yield it now */
+#define VQL_DISK_REVOKED (1u << 3)  /* … and lost it: drop everything, then ACQUIRE anew */
 #define VQL_DISK_SUSPENDED (1u << 4)
-#define VQL_DISK_DIRTY     (1u << 5) /* the last lease ended without a yield: see the record */
+#define VQL_DISK_DIRTY (1u << 5) /* the last lease ended without a yield: see the record */
 
 /**
  * struct vql_disk_queue - VQL_IOC_DISK_QUEUE: one virtqueue as the driver set it up
@@ -337,14 +337,14 @@ struct vql_ctrl_info {
 	__u64 reserved[4];
 };
 #define VQL_CTRL_TRANSLATED (1u << 0) /* DMA goes through an IOMMU that translates */
-#define VQL_CTRL_SHADOW     (1u << 1) /* shadow doorbells are in use (DBBUF) */
+#define VQL_CTRL_SHADOW (1u << 1)     /* shadow doorbells are in use (DBBUF) */
 enum vql_ctrl_state {
 	VQL_CTRL_LIVE = 0,
 	VQL_CTRL_RESETTING = 1,
 	VQL_CTRL_DEAD = 2, /* failed, or was taken away */
 };
 #define VQL_MAX_QPAIR_DEPTH 1024u
-#define VQL_MAX_TRANSFER    (1u << 20)
+#define VQL_MAX_TRANSFER (1u << 20)
 
 /**
  * struct vql_ns_info - VQL_IOC_NS_INFO
@@ -384,9 +384,9 @@ struct vql_admin_read {
 	__u64 data;
 };
 #define VQL_ADMIN_IDENTIFY_CTRL 0u
-#define VQL_ADMIN_IDENTIFY_NS   1u
-#define VQL_ADMIN_ACTIVE_NS     2u /* list of active namespaces above nsid (Identify CNS 02h) */
-#define VQL_ADMIN_SMART         3u
+#define VQL_ADMIN_IDENTIFY_NS 1u
+#define VQL_ADMIN_ACTIVE_NS 2u /* list of active namespaces above nsid (Identify CNS 02h) */
+#define VQL_ADMIN_SMART 3u
 
 /**
  * struct vql_qpair_create - VQL_IOC_QPAIR_CREATE: make a queue pair; returns its fd
@@ -425,12 +425,12 @@ struct vql_qpair_create {
  *
  * mmap(), shared, each part whole and at its own offset:
  */
-#define VQL_QPAIR_MAP_STATUS   (0ull << 32) /* struct vql_qpair_status, one page, read only */
-#define VQL_QPAIR_MAP_SQ       (1ull << 32) /* depth × 64 bytes, rounded up to pages */
-#define VQL_QPAIR_MAP_CQ       (2ull << 32) /* depth × 16 bytes, rounded up to pages */
+#define VQL_QPAIR_MAP_STATUS (0ull << 32)   /* struct vql_qpair_status, one page, read only */
+#define VQL_QPAIR_MAP_SQ (1ull << 32)       /* depth × 64 bytes, rounded up to pages */
+#define VQL_QPAIR_MAP_CQ (2ull << 32)       /* depth × 16 bytes, rounded up to pages */
 #define VQL_QPAIR_MAP_DOORBELL (3ull << 32) /* one page of the controller's BAR, uncached */
-#define VQL_QPAIR_MAP_POOL     (4ull << 32) /* pool_pages pages */
-#define VQL_QPAIR_MAP_SHADOW   (5ull << 32) /* one page, with VQL_CTRL_SHADOW */
+#define VQL_QPAIR_MAP_POOL (4ull << 32)     /* pool_pages pages */
+#define VQL_QPAIR_MAP_SHADOW (5ull << 32)   /* one page, with VQL_CTRL_SHADOW */
 #define VQL_QPAIR_MAP_EVENTIDX (6ull << 32) /* one page, with VQL_CTRL_SHADOW, read only */
 #define VQL_QPAIR_MAP_DMA(slot) ((16ull + (slot)) << 32) /* DMA table of an attached mspace */
 
@@ -495,32 +495,32 @@ struct vql_qpair_detach {
 
 #define VQL_IOC_MAGIC 0xB5
 
-#define VQL_IOC_VERSION       _IOWR(VQL_IOC_MAGIC, 0x00, struct vql_version)
-#define VQL_IOC_DISK_CREATE   _IOW(VQL_IOC_MAGIC, 0x01, struct vql_disk_create)
-#define VQL_IOC_DISK_CLAIM    _IOWR(VQL_IOC_MAGIC, 0x02, struct vql_disk_claim)
-#define VQL_IOC_DISK_NEXT     _IOWR(VQL_IOC_MAGIC, 0x03, struct vql_disk_next)
+#define VQL_IOC_VERSION _IOWR(VQL_IOC_MAGIC, 0x00, struct vql_version)
+#define VQL_IOC_DISK_CREATE _IOW(VQL_IOC_MAGIC, 0x01, struct vql_disk_create)
+#define VQL_IOC_DISK_CLAIM _IOWR(VQL_IOC_MAGIC, 0x02, struct vql_disk_claim)
+#define VQL_IOC_DISK_NEXT _IOWR(VQL_IOC_MAGIC, 0x03, struct vql_disk_next)
 #define VQL_IOC_MSPACE_CREATE _IOWR(VQL_IOC_MAGIC, 0x04, struct vql_mspace_create)
 
-#define VQL_IOC_DISK_STATE    _IOWR(VQL_IOC_MAGIC, 0x10, struct vql_disk_state)
-#define VQL_IOC_DISK_QUEUE    _IOWR(VQL_IOC_MAGIC, 0x11, struct vql_disk_queue)
+#define VQL_IOC_DISK_STATE _IOWR(VQL_IOC_MAGIC, 0x10, struct vql_disk_state)
+#define VQL_IOC_DISK_QUEUE _IOWR(VQL_IOC_MAGIC, 0x11, struct vql_disk_queue)
 #define VQL_IOC_DISK_QUEUE_FD _IO(VQL_IOC_MAGIC, 0x12)
-#define VQL_IOC_DISK_ACQUIRE  _IOW(VQL_IOC_MAGIC, 0x13, struct vql_disk_acquire)
-#define VQL_IOC_DISK_YIELD    _IOW(VQL_IOC_MAGIC, 0x14, struct vql_disk_yield)
-#define VQL_IOC_DISK_CONFIG   _IOW(VQL_IOC_MAGIC, 0x15, struct vql_disk_config)
-#define VQL_IOC_DISK_BROKEN   _IO(VQL_IOC_MAGIC, 0x16)
-#define VQL_IOC_DISK_REMOVE   _IO(VQL_IOC_MAGIC, 0x17)
+#define VQL_IOC_DISK_ACQUIRE _IOW(VQL_IOC_MAGIC, 0x13, struct vql_disk_acquire)
+#define VQL_IOC_DISK_YIELD _IOW(VQL_IOC_MAGIC, 0x14, struct vql_disk_yield)
+#define VQL_IOC_DISK_CONFIG _IOW(VQL_IOC_MAGIC, 0x15, struct vql_disk_config)
+#define VQL_IOC_DISK_BROKEN _IO(VQL_IOC_MAGIC, 0x16)
+#define VQL_IOC_DISK_REMOVE _IO(VQL_IOC_MAGIC, 0x17)
 
 #define VQL_IOC_MSPACE_REGIONS _IOWR(VQL_IOC_MAGIC, 0x20, struct vql_mspace_regions)
 
-#define VQL_IOC_CTRL_INFO    _IOWR(VQL_IOC_MAGIC, 0x30, struct vql_ctrl_info)
-#define VQL_IOC_NS_INFO      _IOWR(VQL_IOC_MAGIC, 0x31, struct vql_ns_info)
-#define VQL_IOC_ADMIN_READ   _IOWR(VQL_IOC_MAGIC, 0x32, struct vql_admin_read)
+#define VQL_IOC_CTRL_INFO _IOWR(VQL_IOC_MAGIC, 0x30, struct vql_ctrl_info)
+#define VQL_IOC_NS_INFO _IOWR(VQL_IOC_MAGIC, 0x31, struct vql_ns_info)
+#define VQL_IOC_ADMIN_READ _IOWR(VQL_IOC_MAGIC, 0x32, struct vql_admin_read)
 #define VQL_IOC_QPAIR_CREATE _IOWR(VQL_IOC_MAGIC, 0x33, struct vql_qpair_create)
-#define VQL_IOC_CTRL_RESET   _IO(VQL_IOC_MAGIC, 0x34)
+#define VQL_IOC_CTRL_RESET _IO(VQL_IOC_MAGIC, 0x34)
 
-#define VQL_IOC_QPAIR_ARM    _IO(VQL_IOC_MAGIC, 0x40)
+#define VQL_IOC_QPAIR_ARM _IO(VQL_IOC_MAGIC, 0x40)
 #define VQL_IOC_QPAIR_ATTACH _IOWR(VQL_IOC_MAGIC, 0x41, struct vql_qpair_attach)
 #define VQL_IOC_QPAIR_DETACH _IOW(VQL_IOC_MAGIC, 0x42, struct vql_qpair_detach)
-#define VQL_IOC_QPAIR_ABORT  _IO(VQL_IOC_MAGIC, 0x43)
+#define VQL_IOC_QPAIR_ABORT _IO(VQL_IOC_MAGIC, 0x43)
 
 #endif /* _UAPI_LINUX_VQLANE_H */

@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "daemon/controllers.h"
+
+#include "base/log.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <sys/file.h>
+#include <unistd.h>
+#include <utility>
+
+namespace vql {
+
+namespace {
+
+// Commands under way on one queue pair, and pages for bouncing what neither PRP nor SGL can
+// express, besides one for each command's list.
+constexpr uint32_t queue_depth = 512;
+constexpr uint32_t bounce_pages = 128;
+// How long the queue pairs of a dead daemon may take to go, and how often a lost one is tried
+// again.
+constexpr int wait_s = 30;
+
+std::string text_of(const char* field, size_t bytes) { // NVMe 2.0 §1.4: padded with spaces
+    std::string s(field, strnlen(field, bytes));
+    s.erase(s.find_last_not_of(' ') + 1);
+    return s;
+}
+
+} // namespace
+
+result<std::unique_ptr<controller>>
+controller::open(const std::string& bdf, uint32_t index, bool allow_untranslated, event_loop& loop,
+                 const std::vector<std::unique_ptr<poller>>& pollers) {
+    auto c = std::unique_ptr<controller>(new controller(bdf, index, loop));
+    if (auto ok = c->take(allow_untranslated); !ok)
+        return ok.failure();
+    if (auto ok = c->open_lanes(pollers); !ok)
+        return ok.failure();
+    log_info("controller " + bdf + ": " + text_of(c->info_.model, sizeof(c->info_.model)) +
+             ", serial " + text_of(c->info_.serial, sizeof(c->info_.serial)) + ", " +
+             std::to_string(c->lanes()) + " queue pairs of " + std::to_string(queue_depth));
+    return c;
+}
+
+controller::~controller() {
+    if (rescuer_.joinable())
+        rescuer_.join();
+}
+
+controller::guarded_pair::~guarded_pair() {
+    for (int g : guards)
+        remove_guard(g);
+}
+
+result<void> controller::take(bool allow_untranslated) {
+    auto device = kmod_ctrl::open(bdf_);
+    if (!device)
+        return device.failure();
+    device_ = std::move(*device);
+    // One daemon at a time, and not before the queue pairs of a dead one are gone: a command of its
+    // that lands late would undo a newer one.
+    for (int waited = 0;; waited++) {
+        const bool locked = flock(device_.fd(), LOCK_EX | LOCK_NB) == 0;
+        auto now = device_.info();
+        if (!now)
+            return now.failure();
+        info_ = *now;
+        if (info_.state == VQL_CTRL_DEAD)
+            return error{"controller " + bdf_ + " has failed or was taken away (see dmesg); " +
+                         "vqlane device unbind and bind it again"};
+        if (locked && info_.state == VQL_CTRL_LIVE && info_.free_qpairs == info_.max_qpairs)
+            break;
+        if (waited == wait_s * 100)
+            return error{"controller " + bdf_ +
+                         (info_.state == VQL_CTRL_RESETTING ? " is still being reset"
+                                                            : " is in use by another process")};
+        if (waited == 100)
+            log_warning("controller " + bdf_ + ": waiting for another process to let go of it");
+        usleep(10000);
+    }
+    if (!(info_.flags & VQL_CTRL_TRANSLATED) && !allow_untranslated)
+        return error{
+            "controller " + bdf_ +
+            " is behind no IOMMU, or one in passthrough: whoever takes over this daemon could make "
+            "the drive write to any memory of the host. Enable translation (kernel parameter "
+            "intel_iommu=on or amd_iommu=on, and iommu=nopt), or accept that with "
+            "allow_untranslated_dma = true in [daemon]"};
+    return {};
+}
+
+result<void> controller::open_lanes(const std::vector<std::unique_ptr<poller>>& pollers) {
+    const size_t n = std::min<size_t>(pollers.size(), info_.max_qpairs);
+    if (n < pollers.size())
+        log_info("controller " + bdf_ + " has " + std::to_string(n) + " queue pairs: of " +
+                 std::to_string(pollers.size()) + " pollers only the first " + std::to_string(n) +
+                 " serve its disks");
+    for (size_t i = 0; i < n; i++) {
+        auto l = std::make_unique<lane>();
+        auto pair = make_pair();
+        if (!pair)
+            return pair.failure();
+        l->on = pollers[i].get();
+        l->pair = std::move(*pair);
+        if (auto ok = l->served.engine.open(queue_of(*l->pair)); !ok)
+            return ok;
+        l->served.fd = l->pair->pair.fd();
+        l->served.has_interrupt = l->pair->pair.has_interrupt();
+        l->served.arm = [p = l->pair] { p->pair.arm(); };
+        l->served.lost = [this, raw = l.get()] { lane_lost(*raw); };
+        l->served.overdue = [this, raw = l.get()](std::vector<uint16_t> cids) {
+            overdue(*raw, std::move(cids));
+        };
+        lanes_.push_back(std::move(l));
+    }
+    // Only now, when nothing can fail any more.
+    for (auto& l : lanes_)
+        l->on->post([this, raw = l.get()] { raw->on->add_nvme(raw->served, index_); });
+    return {};
+}
+
+result<std::shared_ptr<controller::guarded_pair>> controller::make_pair() {
+    const uint32_t depth = std::min(queue_depth, info_.max_depth);
+    auto pair = device_.create_qpair(depth, depth + bounce_pages);
+    if (!pair)
+        return pair.failure();
+    auto p = std::make_shared<guarded_pair>();
+    p->pair = std::move(*pair);
+    for (const auto& [base, bytes] : p->pair.revocable()) {
+        const int g = add_guard(base, bytes);
+        if (g < 0)
+            return error{"controller " + bdf_ + ": too many shared mappings in the daemon"};
+        p->guards.push_back(g);
+    }
+    return p;
+}
+
+nvme_queue controller::queue_of(const guarded_pair& p) const {
+    nvme_queue q = p.pair.queue();
+    q.sgl = (info_.sgls & 3) == 1; // NVMe 2.0 figure 275: 01b = supported, no alignment asked for
+    q.volatile_cache = info_.volatile_cache;
+    q.max_transfer = info_.max_transfer;
+    q.write_zeroes = info_.oncs & 1u << 3;
+    q.discard = info_.oncs & 1u << 2;
+    return q;
+}
+
+result<void> controller::attach(const guest_memory& memory, const kmod_mspace& space) {
+    for (auto& l : lanes_) {
+        auto a = std::make_shared<attachment>();
+        a->memory = &memory;
+        a->space = &space;
+        auto table = l->pair->pair.attach(space);
+        // A lost lane gets its tables when it is replaced; until then nothing is submitted there.
+        if (!table && !l->lost) {
+            detach(memory);
+            return error{"controller " + bdf_ + ": " + table.failure().text};
+        }
+        if (table) {
+            a->table = std::move(*table);
+            a->view = make_dma_view(memory.regions(), a->table.words());
+        }
+        l->attachments.push_back(std::move(a));
+    }
+    return {};
+}
+
+void controller::detach(const guest_memory& memory) {
+    for (auto& l : lanes_)
+        std::erase_if(l->attachments, [&](const auto& a) {
+            if (a->memory != &memory)
+                return false;
+            if (!l->lost && a->table)
+                l->pair->pair.detach(a->table);
+            return true;
+        });
+}
+
+const dma_view* controller::view(const guest_memory& memory, size_t on_poller) const {
+    if (on_poller >= lanes_.size())
+        return nullptr;
+    for (const auto& a : lanes_[on_poller]->attachments)
+        if (a->memory == &memory)
+            return &a->view;
+    return nullptr;
+}
+
+void controller::close(std::function<void()> done) {
+    closing_ = true;
+    auto left = std::make_shared<size_t>(lanes_.size());
+    if (lanes_.empty())
+        return loop_.post(std::move(done));
+    for (auto& l : lanes_)
+        l->on->post([raw = l.get(), left, done] {
+            raw->on->remove_nvme(raw->served, [left, done] {
+                if (--*left == 0)
+                    done();
+            });
+        });
+}
+
+void controller::lane_lost(lane& l) {
+    if (closing_ || l.lost)
+        return;
+    l.lost = true;
+    l.tries = 0;
+    recover(l);
+}
+
+// A new queue pair in place of a lost one, when the controller has one to give.
+void controller::recover(lane& l) {
+    auto now = device_.info();
+    if (!now || now->state == VQL_CTRL_DEAD)
+        return give_up(l, "it failed, or was taken away");
+    if (now->state == VQL_CTRL_RESETTING)
+        return; // tick() comes back
+    auto pair = make_pair();
+    if (!pair) {
+        if (++l.tries > wait_s)
+            give_up(l, pair.failure().text);
+        return;
+    }
+    struct news {
+        std::shared_ptr<guarded_pair> old_pair;
+        std::vector<kmod_dma_table> old_tables;
+        std::vector<std::pair<std::shared_ptr<attachment>, dma_view>> views;
+    };
+    auto n = std::make_shared<news>();
+    for (auto& a : l.attachments) {
+        auto table = (*pair)->pair.attach(*a->space);
+        n->old_tables.push_back(std::exchange(a->table, {}));
+        dma_view view;
+        // Memory that was fenced is gone: its owner is about to drop it, and what is submitted
+        // there fails.
+        if (table) {
+            a->table = std::move(*table);
+            view = make_dma_view(a->memory->regions(), a->table.words());
+        }
+        n->views.emplace_back(a, std::move(view));
+    }
+    n->old_pair = std::exchange(l.pair, std::move(*pair));
+    l.lost = false;
+    log_warning("controller " + bdf_ + ": lost a queue pair, and goes on with a new one");
+    l.on->post([this, raw = &l, n, fresh = l.pair] {
+        // Here, on the poller's thread: it alone reads views, and uses the engine.
+        for (auto& [a, view] : n->views)
+            a->view = std::move(view);
+        raw->served.arm = [fresh] { fresh->pair.arm(); };
+        raw->on->replace_nvme(raw->served, queue_of(*fresh), fresh->pair.fd(),
+                              fresh->pair.has_interrupt());
+        loop_.post([n] { n->old_tables.clear(); }); // and what is lost goes on the control thread
+    });
+}
+
+void controller::give_up(lane& l, const std::string& why) {
+    if (!gone_)
+        log_error("controller " + bdf_ + ": " + why + "; its disks answer with errors from now on");
+    gone_ = true;
+    l.on->post([raw = &l] { raw->on->fail_nvme(raw->served); });
+}
+
+void controller::overdue(lane& l, std::vector<uint16_t> cids) {
+    if (closing_ || l.lost || rescuing_.exchange(true))
+        return;
+    log_warning("controller " + bdf_ + ": " + std::to_string(cids.size()) +
+                " commands are not answered after 30 s; aborting them");
+    if (rescuer_.joinable())
+        rescuer_.join();
+    rescuer_ = std::thread([this, raw = &l, pair = l.pair, cids = std::move(cids)] {
+        for (uint16_t cid : cids)
+            pair->pair.abort(cid);
+        std::this_thread::sleep_for(std::chrono::seconds(5));
+        if (raw->served.stuck.load(std::memory_order_relaxed)) {
+            log_error("controller " + bdf_ + ": aborting did not help; resetting it");
+            if (auto ok = device_.reset(); !ok)
+                log_error("controller " + bdf_ + ": " + ok.failure().text);
+        }
+        rescuing_.store(false);
+    });
+}
+
+void controller::tick() {
+    if (closing_ || gone_)
+        return;
+    for (auto& l : lanes_)
+        if (l->lost)
+            recover(*l);
+    auto now = device_.info();
+    if (!now)
+        return;
+    if (now->critical_warning & ~info_.critical_warning)
+        log_error("controller " + bdf_ + ": critical warning " +
+                  std::to_string(now->critical_warning) +
+                  " (NVMe SMART: 1 spare, 2 temperature, 4 reliability, 8 read-only, 16 backup)");
+    info_.critical_warning = now->critical_warning;
+}
+
+result<controller*> controller_set::use(const std::string& bdf) {
+    slot* free = nullptr;
+    for (slot& s : slots_) {
+        if (s.what && s.what->bdf() == bdf) {
+            if (!s.users)
+                return error{"controller " + bdf + " is just being let go; try again"};
+            s.users++;
+            return s.what.get();
+        }
+        if (!s.what && !free)
+            free = &s;
+    }
+    if (!free)
+        return error{"more than " + std::to_string(VQL_MAX_CONTROLLERS) + " controllers"};
+    auto opened =
+        controller::open(bdf, uint32_t(free - slots_.data()), allow_untranslated_, loop_, pollers_);
+    if (!opened)
+        return opened.failure();
+    free->what = std::move(*opened);
+    free->users = 1;
+    return free->what.get();
+}
+
+void controller_set::unuse(uint32_t index) {
+    slot& s = slots_[index];
+    if (--s.users == 0)
+        s.what->close([&s] { s.what.reset(); });
+}
+
+void controller_set::tick() {
+    for (slot& s : slots_)
+        if (s.what)
+            s.what->tick();
+}
+
+bool controller_set::closing() const {
+    return std::any_of(slots_.begin(), slots_.end(),
+                       [](const slot& s) { return s.what && !s.users; });
+}
+
+} // namespace vql

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The NVMe controllers that the daemon holds through the module: opened with the first target on
+// them, closed with the last; one queue pair for each poller, as far as the controller's reach.
+//
+// A queue pair can be lost at any moment (a guest's memory had to be fenced, the controller was
+// reset): then its lane gets a new one, all memory is attached to that, and the poller submits
+// again what was not finished. A controller that is gone fails everything. On the control thread.
+#pragma once
+
+#include "base/event_loop.h"
+#include "base/kmod.h"
+#include "base/result.h"
+#include "daemon/poller.h"
+#include "engine/nvme.h"
+#include "frontend/guest_memory.h"
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace vql {
+
+class controller {
+  public:
+    // Take the controller at PCI address @bdf for this process alone. Refused: not bound to the
+    // module, used by another daemon, untranslated DMA unless @allow_untranslated.
+    static result<std::unique_ptr<controller>>
+    open(const std::string& bdf, uint32_t index, bool allow_untranslated, event_loop& loop,
+         const std::vector<std::unique_ptr<poller>>& pollers);
+    ~controller();
+    controller(const controller&) = delete;
+    controller& operator=(const controller&) = delete;
+
+    const std::string& bdf() const { return bdf_; }
+    uint32_t index() const { return index_; }
+    // Pollers 0…lanes()-1 can reach it.
+    size_t lanes() const { return lanes_.size(); }
+    const vql_ctrl_info& info() const { return info_; }
+    result<vql_ns_info> ns_info(uint32_t nsid) { return device_.ns_info(nsid); }
+
+    // Map a guest's memory for the controller's DMA, on all lanes. @space outlives the attachment.
+    result<void> attach(const guest_memory& memory, const kmod_mspace& space);
+    // No command of the daemon's touches it any more.
+    void detach(const guest_memory& memory);
+    // What pieces on poller @on_poller carry for that memory; null when it is not attached. Stays
+    // where it is until detach().
+    const dma_view* view(const guest_memory& memory, size_t on_poller) const;
+
+    // No target is left: let go of everything, then @done. The object may be destroyed after that.
+    void close(std::function<void()> done);
+    // Once a second: try again what could not be done at once.
+    void tick();
+
+  private:
+    // A queue pair, with guards against SIGBUS: the module takes the pages of a lost one away, and
+    // the poller may touch them once more. (The status page stays, and was written before.)
+    struct guarded_pair {
+        kmod_qpair pair;
+        std::vector<int> guards;
+        ~guarded_pair();
+    };
+    struct attachment {
+        const guest_memory* memory;
+        const kmod_mspace* space;
+        kmod_dma_table table; // of the lane's queue pair; empty while that is lost
+        dma_view view;        // changes on the poller's thread
+    };
+    // One poller's share. What the poller's thread still uses of an old pair or table when a new
+    // one takes its place is kept alive by the message that tells it of the new one.
+    struct lane {
+        poller* on = nullptr;
+        std::shared_ptr<guarded_pair> pair;
+        nvme_lane served;
+        std::vector<std::shared_ptr<attachment>> attachments;
+        bool lost = false;
+        uint32_t tries = 0; // to replace it
+    };
+
+    controller(const std::string& bdf, uint32_t index, event_loop& loop)
+        : bdf_(bdf), index_(index), loop_(loop) {}
+    result<void> take(bool allow_untranslated);
+    result<void> open_lanes(const std::vector<std::unique_ptr<poller>>& pollers);
+    result<std::shared_ptr<guarded_pair>> make_pair();
+    static result<kmod_dma_table> make_table(const guarded_pair& p, const kmod_mspace& space);
+    nvme_queue queue_of(const guarded_pair& p) const;
+    void lane_lost(lane& l);
+    void recover(lane& l);
+    void give_up(lane& l, const std::string& why);
+    void overdue(lane& l, std::vector<uint16_t> cids);
+
+    std::string bdf_;
+    uint32_t index_;
+    event_loop& loop_;
+    kmod_ctrl device_;
+    vql_ctrl_info info_{};
+    std::vector<std::unique_ptr<lane>> lanes_;
+    bool gone_ = false;
+    bool closing_ = false;
+
+    // Aborts overdue commands and, if that does not help, resets the controller: both can block.
+    std::thread rescuer_;
+    std::atomic<bool> rescuing_{false};
+};
+
+// All of them.
+class controller_set {
+  public:
+    controller_set(event_loop& loop, const std::vector<std::unique_ptr<poller>>& pollers,
+                   bool allow_untranslated)
+        : loop_(loop), pollers_(pollers), allow_untranslated_(allow_untranslated) {}
+
+    // The controller at @bdf, opened if need be. Each use() is ended by one unuse().
+    result<controller*> use(const std::string& bdf);
+    void unuse(uint32_t index);
+    controller& at(uint32_t index) const { return *slots_[index].what; }
+    void tick();
+    // Are there controllers that are being closed?
+    bool closing() const;
+
+  private:
+    struct slot {
+        std::unique_ptr<controller> what;
+        uint32_t users = 0;
+    };
+    event_loop& loop_;
+    const std::vector<std::unique_ptr<poller>>& pollers_;
+    bool allow_untranslated_;
+    std::array<slot, VQL_MAX_CONTROLLERS> slots_;
+};
+
+} // namespace vql

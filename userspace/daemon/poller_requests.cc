@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// A request's way through the poller: fetched from its ring, validated, remapped, submitted, and
+// answered. The rounds that drive this, and sleeping and waking, are in poller.cc.
+#include "daemon/poller.h"
+
+#include <algorithm>
+#include <cerrno>
+
+namespace vql {
+
+// A piece of @r is done.
+void poller::finished(request& r, vql_status status) {
+    r.io.status = std::max(r.io.status, uint8_t(status));
+    r.parts--;
+    room_made_ = true;
+    if (r.io.status != VQL_STATUS_OK && !r.waiting)
+        r.left = 0;
+    if (r.left && !r.waiting)
+        submit(r);
+    else if (!r.left && !r.parts)
+        done_.push_back(&r);
+}
+
+// Requests that found an engine full, first come first served. One that finds its engine full again
+// goes to the end, so that it holds up nobody who waits for another engine.
+bool poller::retry_waiting() {
+    if (!room_made_)
+        return false;
+    room_made_ = false;
+    request* r = waiting_head_;
+    waiting_head_ = waiting_tail_ = nullptr;
+    bool work = false;
+    while (r) {
+        request* const next = r->next;
+        r->next = nullptr;
+        r->waiting = false;
+        submit(*r);
+        work |= !r->waiting;
+        r = next;
+    }
+    return work;
+}
+
+void poller::wait_for_room(request& r) {
+    r.waiting = true;
+    r.next = nullptr;
+    (waiting_tail_ ? waiting_tail_->next : waiting_head_) = &r;
+    waiting_tail_ = &r;
+}
+
+request* poller::allocate() {
+    if (request* r = free_) {
+        free_ = r->next;
+        return r;
+    }
+    if (fresh_ == pool_size)
+        return nullptr;
+    return reinterpret_cast<request*>(requests_.data()) + fresh_++;
+}
+
+void poller::release(request& r) {
+    r.next = free_;
+    free_ = &r;
+}
+
+// Fetch from one queue, at most a batch. Returns whether there was anything.
+bool poller::poll_queue(served_queue& q, uint64_t now) {
+    virtqueue& vq = *q.vq;
+    uint32_t room = std::min<uint32_t>(VQL_BATCH, vq.ring.num - q.in_flight);
+    bool work = false;
+
+    // What an earlier daemon had taken and not answered comes first, in its order.
+    while (room && q.resubmitted < vq.resubmit.size()) {
+        if (!take(q, vq.resubmit[q.resubmitted], now))
+            return work;
+        q.resubmitted++;
+        room--;
+        work = true;
+    }
+    const int pending = vql_ring_pending(&vq.ring);
+    if (pending < 0) {
+        break_ring(q, -pending);
+        return work;
+    }
+    for (uint32_t n = std::min(room, uint32_t(pending)); n; n--) {
+        if (!take(q, vql_ring_peek(&vq.ring), now))
+            break;
+        vq.ring.next_avail++;
+        work = true;
+    }
+    if (work)
+        q.last_work_ns = now;
+    return work;
+}
+
+// Fetch, validate and submit the chain at @head. False: there is no room, or the ring is broken.
+bool poller::take(served_queue& q, uint16_t head, uint64_t now) {
+    virtqueue& vq = *q.vq;
+    request* r = allocate();
+    if (!r)
+        return false;
+    int verdict = vql_chain_walk(&vq.ring, &vq.mem, head, &r->chain);
+    if (VQL_LIKELY(!verdict))
+        verdict = vql_blk_parse(&r->chain, &vq.disk, &r->io, &r->answer);
+    if (VQL_UNLIKELY(verdict < 0)) {
+        release(*r);
+        break_ring(q, -verdict);
+        return false;
+    }
+    if (vq.inflight)
+        vq.inflight.take(head);
+    q.in_flight++;
+    r->queue = &q;
+    r->start_ns = now;
+    r->sector = r->io.sector;
+    r->left = r->io.bytes;
+    r->seg = r->io.seg;
+    r->nsegs = r->io.nsegs;
+    r->head = head;
+    r->parts = 0;
+    r->skip = 0;
+    r->next = nullptr;
+    r->waiting = false;
+    if (verdict == VQL_BLK_ANSWERED) {
+        done_.push_back(r);
+        return true;
+    }
+    if (r->io.op == VQL_OP_FLUSH) {
+        r->sector = 0; // index of the next target
+        r->left = q.targets.size();
+    }
+    submit(*r);
+    return true;
+}
+
+// The driver broke the rules in a way that cannot be answered: serve this ring no more.
+void poller::break_ring(served_queue& q, int error) {
+    q.vq->ring_error = error;
+    q.now = served_queue::state::idle;
+    broke_ = true;
+    loop_.post(q.broken);
+}
+
+// Submit what is left of @r, as far as there is room. When all of it is done at once, or nothing of
+// it is in flight after an error, it is put on done_.
+void poller::submit(request& r) {
+    served_queue& q = *r.queue;
+
+    if (r.io.status != VQL_STATUS_OK)
+        r.left = 0; // a part failed, and so has the request
+    if (r.io.op == VQL_OP_FLUSH)
+        return submit_flush(r);
+    while (r.left) {
+        if (r.parts == max_parts)
+            return; // goes on when a part is done
+        const vql_remap to = vql_remap_lookup(&q.table, vql_extent_table_at, q.table.chunk_shift,
+                                              r.sector, r.left >> VQL_SECTOR_SHIFT);
+        target* t =
+            to.verdict == VQL_SERVE ? targets_[to.target].load(std::memory_order_acquire) : nullptr;
+        if (VQL_UNLIKELY(!t)) {
+            r.io.status = VQL_STATUS_IOERR;
+            r.left = 0;
+            break;
+        }
+        const uint64_t bytes = to.sectors << VQL_SECTOR_SHIFT;
+        if (submit_piece(r, *t, to.sector << VQL_SECTOR_SHIFT, bytes) == taken::no_room)
+            return wait_for_room(r);
+        advance(r, bytes);
+    }
+    if (!r.parts)
+        done_.push_back(&r);
+}
+
+void poller::submit_flush(request& r) {
+    while (r.left) {
+        if (r.parts == max_parts)
+            return;
+        if (submit_piece(r, *r.queue->targets[r.sector], 0, 0) == taken::no_room)
+            return wait_for_room(r);
+        r.sector++;
+        r.left--;
+    }
+    if (!r.parts)
+        done_.push_back(&r);
+}
+
+poller::taken poller::submit_piece(request& r, target& t, uint64_t offset, uint64_t bytes) {
+    const virtqueue& vq = *r.queue->vq;
+    piece p;
+    p.owner = &r;
+    p.where = &t;
+    p.offset = offset;
+    p.bytes = bytes;
+    p.seg = r.seg;
+    p.nsegs = r.nsegs;
+    p.skip = r.skip;
+    p.op = r.io.op;
+    p.flags = r.io.flags;
+    p.durable = vq.durable;
+    bool room = true;
+    switch (t.kind) {
+    case target_kind::null:
+        r.io.status = std::max(r.io.status, uint8_t(null_engine::execute(p)));
+        return taken::done;
+    case target_kind::nvme: {
+        nvme_lane* const lane = nvme_[t.controller];
+        p.dma = r.queue->dma[t.controller];
+        if (VQL_UNLIKELY(!lane || lane->dead || (r.nsegs && !p.dma))) {
+            r.io.status = VQL_STATUS_IOERR;
+            return taken::done;
+        }
+        room = lane->engine.submit(p);
+        break;
+    }
+    case target_kind::uring:
+        p.unpinnable = !vq.memory->pinnable();
+        if (!memory_.empty() && r.nsegs && r.seg->bytes - r.skip >= bytes)
+            p.buffer = buffer_of(static_cast<uint8_t*>(r.seg->base) + r.skip, bytes);
+        room = uring_.submit(p);
+        break;
+    }
+    if (!room)
+        return taken::no_room;
+    r.parts++;
+    return taken::in_flight;
+}
+
+void poller::advance(request& r, uint64_t bytes) {
+    r.sector += bytes >> VQL_SECTOR_SHIFT;
+    r.left -= bytes;
+    r.skip += bytes;
+    while (r.nsegs && r.skip >= r.seg->bytes) {
+        r.skip -= r.seg->bytes;
+        r.seg++;
+        r.nsegs--;
+    }
+}
+
+int16_t poller::buffer_of(const void* base, uint64_t bytes) const {
+    const auto at = reinterpret_cast<uintptr_t>(base);
+    for (const pinned& p : memory_) {
+        const uintptr_t offset = at - reinterpret_cast<uintptr_t>(p.base);
+        if (offset < p.bytes)
+            return p.bytes - offset >= bytes ? p.buffer : int16_t{-1};
+    }
+    return -1;
+}
+
+// Answer everything on done_, then publish each queue's answers with one store and one interrupt.
+void poller::answer_done() {
+    if (done_.empty())
+        return;
+    const uint64_t now = clock_ns();
+    for (request* r : done_)
+        answer(*r, now);
+    add(stats_.requests, done_.size());
+    done_.clear();
+    for (served_queue* q : to_publish_)
+        publish(*q);
+    to_publish_.clear();
+}
+
+void poller::answer(request& r, uint64_t now) {
+    served_queue& q = *r.queue;
+    virtqueue& vq = *q.vq;
+    const uint32_t len = vql_blk_finish(&r.io, &r.answer);
+
+    if (VQL_UNLIKELY(vq.log != nullptr))
+        log_writes(q, r);
+    if (vq.inflight)
+        vq.inflight.push(r.head);
+    vql_ring_push(&vq.ring, r.head, len);
+    if (!q.to_publish) {
+        q.to_publish = true;
+        to_publish_.push_back(&q);
+    }
+    q.in_flight--;
+    q.last_work_ns = now;
+
+    vql_op_stats& s = q.stats->op[r.io.op];
+    const uint64_t ns = now - r.start_ns;
+    add(s.count, 1);
+    if (r.io.status == VQL_STATUS_OK)
+        add(s.bytes, r.io.bytes);
+    else
+        add(s.errors, 1);
+    add(s.total_ns, ns);
+    if (ns > s.max_ns)
+        vql_write_once(&s.max_ns, __u64{ns});
+    add(s.latency[vql_latency_bucket(ns)], 1);
+    add(s.size[vql_size_bucket(r.io.bytes)], 1);
+    release(r);
+}
+
+// A live migration is under way: tell which guest pages this answer writes. The used entry's is
+// told before the entry is visible, with the data's; a bit that is early costs a page sent twice.
+void poller::log_writes(served_queue& q, request& r) {
+    virtqueue& vq = *q.vq;
+    const vql_ring& ring = vq.ring;
+    uint64_t left = r.io.op == VQL_OP_READ || r.io.op == VQL_OP_GET_ID ? r.io.bytes : 0;
+
+    for (const vql_seg* s = r.chain.seg + r.chain.nout; left; s++) {
+        const uint64_t here = std::min<uint64_t>(s->bytes, left);
+        vq.log->mark(vq.memory->guest_of(s->base), here);
+        left -= here;
+    }
+    vq.log->mark(vq.memory->guest_of(r.answer.status), 1);
+    if (vq.log_used)
+        vq.log->mark(vq.used_log_guest + offsetof(vql_used, ring) +
+                         (ring.next_used & (ring.num - 1u)) * sizeof(vql_used_elem),
+                     sizeof(vql_used_elem));
+}
+
+void poller::publish(served_queue& q) {
+    virtqueue& vq = *q.vq;
+
+    q.to_publish = false;
+    vql_ring_publish(&vq.ring);
+    if (vq.inflight)
+        vq.inflight.published(vq.ring.next_used);
+    if (VQL_UNLIKELY(vq.log && vq.log_used))
+        vq.log->mark(vq.used_log_guest, offsetof(vql_used, ring));
+    if (vql_ring_should_interrupt(&vq.ring) && vq.call)
+        interrupt(vq);
+    if (q.now == served_queue::state::draining)
+        check_drained(q);
+}
+
+} // namespace vql
