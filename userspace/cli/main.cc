@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // vqlane: the operator's command. It turns the command line into one request to the daemon and the
-// answer into a table; what is right and wrong is for the daemon to say.
+// answer into a table; what is right and wrong is for the daemon to say. Commands about the
+// machine's drives need no daemon.
 #include "base/size.h"
 #include "cli/client.h"
+#include "cli/device_bind.h"
 #include "cli/disk.h"
 #include "cli/stats.h"
 
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
+#include <functional>
+#include <memory>
 #include <thread>
 #include <unistd.h>
 
@@ -27,8 +31,9 @@ constexpr std::chrono::seconds timeout{60};
 struct command_line {
     std::string socket = "/run/vqlane/control.sock";
     bool as_json = false;
-    json request;             // without "op" until a command is recognized
-    double watch_seconds = 0; // 0: once
+    json request;               // without "op" until a command is recognized
+    double watch_seconds = 0;   // 0: once
+    std::function<int()> local; // instead of a request: a command that needs no daemon
 };
 
 int failed(const std::string& text) {
@@ -101,6 +106,7 @@ void define_disk_add(CLI::App& command, json& request) {
             "the largest ring its guest may use: a power of two, 2 to 1024; default 1024");
     command.add_flag_callback(
         "--read-only", [&request] { request["read_only"] = true; }, "refuse writes");
+    text(command, "--frontend", "frontend", "vhost-user or vdpa; default vhost-user");
     text(command, "--vhost-socket", "socket", "its vhost-user socket; default: RUN_DIR/NAME.sock");
     text(command, "--socket-mode", "socket_mode", "octal; default 0600");
 }
@@ -114,7 +120,7 @@ void define_disk(CLI::App& app, json& request) {
     disk.require_subcommand(1);
     disk.add_subcommand("list", "all disks")->callback(op("disk_list"));
 
-    CLI::App& add = *disk.add_subcommand("add", "make a disk and listen on its socket");
+    CLI::App& add = *disk.add_subcommand("add", "make a disk that a guest can attach");
     define_disk_add(add, request);
     add.callback(op("disk_add"));
 
@@ -133,6 +139,44 @@ void define_disk(CLI::App& app, json& request) {
             "bytes, or with K, M, G, T")
         ->required();
     resize.callback(op("disk_resize"));
+}
+
+int list_local_devices(bool as_json) {
+    const auto devices = vql::list_devices({});
+    if (!devices)
+        return failed(devices.failure().text);
+    return print(as_json ? vql::device_json(*devices).dump(2) + "\n" : vql::device_table(*devices));
+}
+
+void define_device(CLI::App& app, command_line& line) {
+    CLI::App& device = *app.add_subcommand("device", "NVMe drives of this machine; no daemon");
+    struct options {
+        std::string name;
+        bool force = false;
+    };
+    const auto change = [&](const char* name, const char* help, const char* force, auto what) {
+        CLI::App& command = *device.add_subcommand(name, help);
+        auto given = std::make_shared<options>();
+        command.add_option("DEVICE", given->name, "PCI address, or block device as /dev/nvme0n1")
+            ->required();
+        command.add_flag("--force", given->force, force);
+        command.callback([&line, given, what] {
+            line.local = [given, what] {
+                const auto done = what({}, given->name, given->force,
+                                       [](const std::string& text) { print(text + "\n"); });
+                return done ? 0 : failed(done.failure().text);
+            };
+        });
+    };
+
+    device.require_subcommand(1);
+    device.add_subcommand("list", "all NVMe functions, their drivers, and what uses them")
+        ->callback([&line] { line.local = [&line] { return list_local_devices(line.as_json); }; });
+    change("bind", "give a drive to the vqlane module",
+           "even if it holds partitions or is part of something that is not in use",
+           vql::bind_device);
+    change("unbind", "give it back to the kernel's nvme driver",
+           "even while a daemon has it: its disks there get I/O errors", vql::unbind_device);
 }
 
 double watch_argument(const std::string& text) {
@@ -213,22 +257,24 @@ int parse_and_run(int argc, char** argv) {
     command_line line;
 
     app.add_option("--socket", line.socket, "the daemon's control socket")->capture_default_str();
-    app.add_flag("--json", line.as_json, "the daemon's answer as JSON instead of a table");
+    app.add_flag("--json", line.as_json, "the answer as JSON instead of a table");
     app.require_subcommand(1);
     app.fallthrough();
     app.failure_message([](const CLI::App*, const CLI::Error& e) {
         return std::string("vqlane: ") + e.what() +
-               "\nCommands: disk list, disk add, disk rm, disk resize, stats; each has --help.\n";
+               "\nCommands: disk list, disk add, disk rm, disk resize, stats, device list, device "
+               "bind, device unbind; each has --help.\n";
     });
     define_disk(app, line.request);
     define_stats(app, line);
+    define_device(app, line);
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& e) {
         return app.exit(e) ? 2 : 0;
     }
     try {
-        return run(line);
+        return line.local ? line.local() : run(line);
     } catch (const json::exception& e) {
         return failed("the daemon at " + line.socket +
                       " sent an answer that vqlane cannot read (are " +
