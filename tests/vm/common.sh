@@ -30,6 +30,11 @@ vm_need_programs() {
     done
 }
 
+# vm_guest_initrd KERNEL-FOLDER OUT
+vm_guest_initrd() {
+    "$vm_dir/initrd" "$1" "$vm_dir/guest-init" "$2" mkfs.ext4 e2fsck blkdiscard fstrim
+}
+
 # vm_accel KERNEL-FOLDER INITRD OUT: sets vm_accel_name. VQL_ACCEL=kvm|tcg chooses; otherwise KVM,
 # where a guest really boots with it: /dev/kvm alone says little (no permission, no working nested
 # virtualization). The answer is kept until the machine boots again, for finding out that KVM hangs
@@ -56,14 +61,34 @@ vm_accel() {
     fi
 }
 
+# vm_accel_arguments: sets vm_accel_args to what vm_accel_name is in QEMU's words, and vm_accel_append to
+# what a kernel had better be told about it.
+vm_accel_arguments() {
+    vm_accel_args=(-accel kvm -cpu host)
+    vm_accel_append=
+    [[ $vm_accel_name != kvm ]] || return 0
+    # TCG executes "rep movsb" byte by byte: a kernel that is told it is fast takes five times as long to
+    # start a program.
+    vm_accel_args=(-accel 'tcg,thread=multi' -cpu 'max,-erms,-fsrm')
+    vm_accel_append='no5lvl no_timer_check'
+    # The time stamp counter is this machine's. Measured by the guest, on a busy machine, it may come out
+    # several times as fast, and so does the guest's clock.
+    if [[ -z ${VQL_TSC_KHZ:-} && -x $VQL_BUILD/tests/vm/tsc_khz ]]; then
+        VQL_TSC_KHZ=$("$VQL_BUILD/tests/vm/tsc_khz")
+        export VQL_TSC_KHZ
+    fi
+    [[ -z ${VQL_TSC_KHZ:-} ]] || vm_accel_append+=" tsc=reliable tsc_early_khz=$VQL_TSC_KHZ"
+}
+
 # vm_start JOB KERNEL-FOLDER INITRD OUT SECONDS [QEMU-ARGUMENT|vql.KEY=VALUE]...
 # Starts a guest that lives SECONDS at most and sets vm_pid, of which wait gives QEMU's exit status, or
 # 124 when time was up. OUT gets result (what the job said), console (what its kernel said), qemu.log.
 vm_start() {
     local kernel=$2 initrd=$3 out=$4 seconds=$5 argument
     local append="console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off vql.job=$1"
-    local -a accel=(-accel 'tcg,thread=multi' -cpu max) extra=()
-    [[ $vm_accel_name != kvm ]] || accel=(-accel kvm -cpu host)
+    local -a extra=()
+    vm_accel_arguments
+    append+=" $vm_accel_append"
     shift 5
     for argument in "$@"; do
         if [[ $argument == vql.*=* ]]; then
@@ -76,7 +101,7 @@ vm_start() {
     truncate -s 0 "$out/result" "$out/console"
     timeout --kill-after=5 "$seconds" qemu-system-x86_64 \
         -nodefaults -no-user-config -no-reboot -display none -monitor none \
-        "${accel[@]}" -smp 2 -m 512M -M q35,memory-backend=ram \
+        "${vm_accel_args[@]}" -smp 2 -m 512M -M q35,memory-backend=ram \
         -object memory-backend-memfd,id=ram,size=512M,share=on \
         -chardev "file,id=console,path=$out/console" -serial chardev:console \
         -chardev "file,id=result,path=$out/result" -serial chardev:result \

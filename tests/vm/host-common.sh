@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=bash
+#
+# Sourced by the cases, in the host VM: checks, drives, the module, the daemon, guests. From the harness:
+#
+#   VQL_TOP, VQL_BUILD   the repository and its build folder
+#   VQL_KMOD             the module to load
+#   VQL_OUT              this case's folder, to write to; it is kept, and the case starts in it
+#
+# A case is a bash script under set -e: a command that fails ends it, and fails it; so does no check at all.
+set -eEuo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$VQL_TOP/tests/vm/common.sh"
+PATH=$VQL_BUILD:$VQL_BUILD/tests/vm:$PATH
+
+vql_checks=0
+vql_failures=0
+vql_at_exit=()
+
+# record KIND TEXT: a line for the runner (host-agent says which) and for the log. Not on stdout, which
+# may be being read.
+record() {
+    printf '%s\n' "$*" >&2
+    printf '%s\n' "$*" >&3
+}
+step() { record step "$@"; }
+note() { record note "$@"; }
+skip() { record note "skipped: $*"; exit 77; }
+die() { record fail "$*"; vql_failures=$((vql_failures + 1)); exit 1; }
+
+# check WHAT COMMAND…: the command's status is the result; the case goes on either way. In a function
+# that is called this way set -e has no effect: join its commands by &&.
+check() {
+    local what=$1 status=0
+    shift
+    vql_checks=$((vql_checks + 1))
+    "$@" >"$VQL_OUT/check.log" 2>&1 || status=$?
+    cat "$VQL_OUT/check.log"
+    if ((status == 0)); then
+        record ok "$what"
+    else
+        vql_failures=$((vql_failures + 1))
+        record fail "$what: status $status: $(tail -n 3 "$VQL_OUT/check.log" | tr '\n' ' ')"
+    fi
+    return 0
+}
+
+# report PROGRAM…: a program that says "ok WHAT" and "not ok WHAT: WHY", a line each; each is a check. The
+# program's own status must agree. What it leaves out, it tells by "skipped WHAT: WHY".
+report() {
+    local line status=0
+    while read -r line; do
+        case $line in
+        'ok '*)
+            vql_checks=$((vql_checks + 1))
+            record "$line"
+            ;;
+        'not ok '*)
+            vql_checks=$((vql_checks + 1))
+            vql_failures=$((vql_failures + 1))
+            record fail "${line#not ok }"
+            ;;
+        'skipped '*) record note "$line" ;;
+        'report-status '*) status=${line#* } ;;
+        *) printf '%s\n' "$line" >&2 ;;
+        esac
+    done < <(
+        "$@" 2>&1 || status=$?
+        # A program that is killed may leave half a line.
+        printf '\nreport-status %d\n' "$status"
+    )
+    check "${1##*/} ends well" is "$status" 0
+}
+
+is() { [[ $1 == "$2" ]] || { echo "is '$1', want '$2'"; return 1; }; }
+at_least() { (($1 >= $2)) || { echo "is $1, want at least $2"; return 1; }; }
+fails() { ! "$@" || { echo "'$*' should fail, and did not"; return 1; }; }
+
+# at_exit COMMAND…: at the case's end, however it ends, the last one first.
+at_exit() { vql_at_exit=("$(printf '%q ' "$@")" "${vql_at_exit[@]}"); }
+
+vql_end() {
+    local status=$1 command
+    trap - ERR
+    set +e
+    for command in "${vql_at_exit[@]}"; do
+        eval "$command" || record fail "putting away: $command"
+    done
+    if ((status == 0 && vql_checks == 0)); then
+        record fail "the case has checked nothing"
+        status=1
+    fi
+    ((status != 0 || vql_failures == 0)) || status=1
+    exit "$status"
+}
+trap 'record fail "$0, line $LINENO: status $?: $BASH_COMMAND"' ERR
+trap 'vql_end $?' EXIT
+
+# wait_for SECONDS COMMAND…: until it succeeds; false when time is up.
+wait_for() {
+    local until=$((SECONDS + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        ((SECONDS <= until)) || { echo "not within the time: $*"; return 1; }
+        sleep 0.1
+    done
+}
+
+# ---- The monitor of the machine that this VM is ----
+
+# monitor COMMAND…: a command of QEMU's human monitor; prints the answer.
+monitor() {
+    local line id=$RANDOM$RANDOM answer=
+    exec 4<>/dev/ttyS2
+    printf '{"execute":"qmp_capabilities"}\n{"execute":"human-monitor-command","arguments":{"command-line":"%s"},"id":%s}\n' \
+        "${*//\"/\\\"}" "$id" >&4
+    while read -r -t 20 -u 4 line; do
+        [[ $line == *"\"id\": $id"* ]] || continue
+        answer=$line
+        break
+    done
+    exec 4>&-
+    [[ $answer == *'"return": '* ]] || { echo "no answer from the monitor to '$*': '$answer'" >&2; return 1; }
+    answer=${answer#*\"return\": \"}
+    printf '%b' "${answer%%\", \"id\"*}"
+}
+
+# ---- NVMe drives (host-vm.sh) ----
+
+# drive SERIAL [CNTLID]: the PCI address of its controller; of one of several, by its controller ID. Known
+# also when the drive is not the kernel's (host-agent looked at boot).
+drive() {
+    awk -v serial="$1" -v id="${2:-}" '$1 == serial && (id == "" || $3 == id) { print $2; found = 1; exit }
+        END { exit !found }' /run/vm/drives || { echo "no drive $1 ${2:-}" >&2; return 1; }
+}
+
+driver_of() {
+    local link
+    link=$(readlink "/sys/bus/pci/devices/$1/driver") || link=none
+    printf '%s\n' "${link##*/}"
+}
+
+# node SERIAL: the block device of its namespace 1, with the kernel's driver.
+node() {
+    local device
+    for device in /sys/block/nvme*n*; do
+        # Paths to a namespace (nvme0c1n1) are there, too, but have no node. The kernel looks for namespaces
+        # side by side: its number for one is not the drive's.
+        [[ -b /dev/${device##*/} && $(tr -d ' ' <"$device/device/serial") == "$1" ]] || continue
+        [[ $(<"$device/nsid") == 1 ]] || continue
+        printf '/dev/%s\n' "${device##*/}"
+        return
+    done
+    echo "the kernel has no namespace on drive $1" >&2
+    return 1
+}
+
+# bind_driver BDF DRIVER: from whatever driver it has to this one, by name; nvme takes it by itself.
+bind_driver() {
+    local device=/sys/bus/pci/devices/$1
+    [[ ! -e $device/driver ]] || echo "$1" >"$device/driver/unbind"
+    if [[ $2 == nvme ]]; then
+        echo >"$device/driver_override"
+    else
+        echo "$2" >"$device/driver_override"
+    fi
+    echo "$1" >/sys/bus/pci/drivers_probe
+    is "$(driver_of "$1")" "$2"
+}
+
+# take_drive SERIAL [CNTLID]: gives it to vqlane until the case ends.
+take_drive() {
+    local bdf
+    bdf=$(drive "$@")
+    at_exit give_back "$bdf"
+    bind_driver "$bdf" vqlane
+}
+
+# give_back BDF: to the kernel's driver, whose namespaces appear a moment later.
+give_back() {
+    [[ $(driver_of "$1") != nvme ]] || return 0
+    bind_driver "$1" nvme && wait_for 20 namespaces_of "$1"
+}
+namespaces_of() { compgen -G "/sys/bus/pci/devices/$1/nvme/nvme*/nvme*n*"; }
+
+# pull_drive BDF: without a warning, by cutting the slot's power in Slot Control (PCIe 6.0 §7.5.3.10): power
+# indicator and power controller off. On again at once, lest the hot-plug driver take the card for one that
+# it has switched off itself; and its interrupt is off in between, since it may be faster than setpci. A case
+# that does it has "alone" in its head.
+pull_drive() {
+    setpci -s "$(basename "$(readlink -f "/sys/bus/pci/devices/$1/..")")" CAP_EXP+18.w=0700:0720 CAP_EXP+18.w=0120:0720
+}
+
+# mute_drive BDF: it goes on living but can no longer read commands nor write answers (bus master off).
+mute_drive() { setpci -s "$1" COMMAND=0:4; }
+unmute_drive() { setpci -s "$1" COMMAND=4:4; }
+
+# hold_requests SERIAL read|write, release_requests SERIAL: the drive takes requests and does not finish
+# them, until they are released.
+hold_requests() { monitor "qemu-io $1-image \"break ${2}_aio held\""; }
+release_requests() { monitor "qemu-io $1-image \"remove_break held\""; }
+
+# ---- Module, daemon, disks ----
+
+# load_module [PARAMETER=VALUE]…: until the case ends.
+load_module() {
+    modprobe vdpa
+    # A guest's memory may be in as many pieces as it has pages; 2048 are the default, and then the VMM
+    # hears no more than "Bad address".
+    modprobe vhost_vdpa max_iotlb_entries=1048576
+    at_exit rmmod vqlane
+    insmod "$VQL_KMOD" "$@"
+}
+
+# vdpa_node DISK: its /dev/vhost-vdpa-N, waited for.
+vdpa_node() {
+    local found
+    wait_for 10 compgen -G "/sys/bus/vdpa/devices/vqlane-$1/vhost-vdpa-*" >&2
+    found=$(compgen -G "/sys/bus/vdpa/devices/vqlane-$1/vhost-vdpa-*")
+    wait_for 10 test -c "/dev/${found##*/}" >&2
+    printf '/dev/%s\n' "${found##*/}"
+}
+
+# nvme_config BDF: prints a configuration with one disk, vm1, on the drive's first namespace, for a stock
+# VMM over vDPA. Behind an IOMMU that does not translate the daemon has to be told so.
+nvme_config() {
+    local untranslated=true
+    [[ $(cat "/sys/bus/pci/devices/$1/iommu_group/type" 2>/dev/null) != DMA* ]] || untranslated=false
+    cat <<END
+[daemon]
+run_dir = "$run_dir"
+bpf_dir = "$bpf_dir"
+allow_untranslated_dma = $untranslated
+
+[[target]]
+name = "nvme0"
+type = "nvme"
+device = "$1"
+namespace = 1
+
+[[disk]]
+name = "vm1"
+target = "nvme0"
+frontend = "vdpa"
+queues = 2
+END
+}
+
+# ---- Guests ----
+
+# The boot-sector guest (bootsector.S) reads blocks 1… of its disk, changes them, and writes them further on.
+readonly boot_blocks=512
+
+# boot_prepare DEVICE: puts the boot sector and the data that it is to change on the disk.
+boot_prepare() {
+    dd if="$VQL_BUILD/tests/vm/bootsector" of="$1" bs=512 conv=notrunc oflag=sync status=none
+    dd if=/dev/urandom of="$VQL_OUT/boot.data" bs=512 count=$boot_blocks status=none
+    dd if="$VQL_OUT/boot.data" of="$1" bs=512 seek=1 conv=notrunc,fsync status=none
+}
+
+# boot_guest SECONDS QEMU-ARGUMENT…: runs it from the one bootable disk of the arguments.
+boot_guest() {
+    local seconds=$1 status=0 said
+    shift
+    timeout -k 5 "$seconds" qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
+        -accel tcg,thread=single -cpu qemu64 -m 64M -serial "file:$VQL_OUT/boot.said" "$@" </dev/null || status=$?
+    said=$(tr -d '\r\0' <"$VQL_OUT/boot.said")
+    is "$status: $said" "0: done"
+}
+
+# boot_check DEVICE: what the guest wrote is what it read, changed.
+boot_check() {
+    dd if="$1" of="$VQL_OUT/boot.read" bs=512 skip=$((1 + boot_blocks * 2)) count=$boot_blocks iflag=direct status=none
+    python3 - "$VQL_OUT/boot.data" "$VQL_OUT/boot.read" <<'END'
+import sys
+data, read = (open(name, "rb").read() for name in sys.argv[1:])
+wrong = [i // 512 for i in range(0, len(data), 512) if bytes(b ^ 0x5A for b in data[i:i + 512]) != read[i:i + 512]]
+sys.exit(f"{len(wrong)} blocks are wrong, the first is {wrong[0]}" if wrong or len(read) != len(data) else 0)
+END
+}

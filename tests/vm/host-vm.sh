@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=bash
+#
+# Sourced by what boots the host VM, after common.sh: a machine with vqlane.ko's kernel, the root of this
+# machine, and NVMe drives of its own.
+#
+#   serial    drive                                                id in the monitor
+#   vql-512   1 GiB, blocks of 512 bytes, 8 queue pairs            vql-512
+#   vql-4k    1 GiB, blocks of 4096 bytes; 8 interrupts only,      vql-4k
+#             no shadow doorbells
+#   vql-2q    256 MiB, 2 queue pairs; no shadow doorbells;         vql-2q
+#             namespaces 2 and 3 have formats to be refused
+#   vql-two   256 MiB, one namespace behind two controllers        vql-two-a, vql-two-b
+#
+# For cases that ask for it (drives: failing):
+#
+#   vql-bad   64 MiB; reading block 2048 fails, and so does        vql-bad
+#             writing block 4096; all others work
+#
+# Each controller is behind a hot-plug root port of its own, ID-port.
+
+# What a healthy machine's kernel never says.
+readonly host_complaints='Oops|BUG:|WARNING:|Call Trace|Kernel panic|general protection|KASAN|UBSAN|kmemleak: [1-9]|lockdep|blocked for more than|soft lockup|detected stall|rcu.*stall|refcount_t|DMAR:.*(fault|\[)|bad page|still has locks held|possible (circular|recursive)|inconsistent lock state'
+
+# vm_controller ID SERIAL OPTIONS: a controller behind its own port.
+vm_controller() {
+    host_slot=$((host_slot + 1))
+    host_drives+=(-device "pcie-root-port,id=$1-port,chassis=$host_slot,slot=$host_slot,bus=pcie.0"
+        -device "nvme,id=$1,serial=$2,bus=$1-port${3:+,$3}")
+}
+
+# vm_namespace ID CONTROLLER SIZE [OPTIONS [NSID [BLKDEBUG-OPTIONS]]]: a namespace with an empty image. The
+# requests pass blkdebug, so that the monitor can hold them up (host-common.sh).
+vm_namespace() {
+    truncate -s "$3" "$host_images/$1.img"
+    host_drives+=(-drive "if=none,id=$1-image,format=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename=$host_images/$1.img,cache.no-flush=on,discard=unmap${6:+,$6}"
+        -device "nvme-ns,id=$1-ns,bus=$2,nsid=${5:-1},drive=$1-image${4:+,$4}")
+}
+
+# blkdebug_rule N read|write SECTOR: the Nth rule, that such a request fails, each time.
+blkdebug_rule() {
+    local rule=file.inject-error.$1
+    printf '%s' "$rule.event=none,$rule.iotype=$2,$rule.sector=$3,$rule.errno=5,$rule.once=off"
+}
+
+# vm_drives FOLDER [EXTRA]: sets host_drives to QEMU's arguments for the drives above, with images in FOLDER.
+vm_drives() {
+    local extra
+    host_drives=()
+    host_slot=0
+    host_images=$1
+    vm_controller vql-512 vql-512 max_ioqpairs=8,msix_qsize=9
+    vm_namespace vql-512 vql-512 1G
+    vm_controller vql-4k vql-4k msix_qsize=9,dbcs=off
+    vm_namespace vql-4k vql-4k 1G logical_block_size=4096,physical_block_size=4096
+    vm_controller vql-2q vql-2q max_ioqpairs=2,msix_qsize=3,dbcs=off
+    vm_namespace vql-2q vql-2q 256M
+    vm_namespace vql-2q-metadata vql-2q 8M ms=8 2
+    vm_namespace vql-2q-protected vql-2q 8M ms=8,pi=1 3
+    host_drives+=(-device nvme-subsys,id=vql-two)
+    vm_controller vql-two-a vql-two subsys=vql-two
+    vm_controller vql-two-b vql-two subsys=vql-two
+    vm_namespace vql-two vql-two-a 256M shared=on
+    for extra in ${2:-}; do
+        case $extra in
+        failing)
+            vm_controller vql-bad vql-bad
+            vm_namespace vql-bad vql-bad 64M '' 1 "$(blkdebug_rule 0 read 2048),$(blkdebug_rule 1 write 4096)"
+            ;;
+        *) die "'$extra' is not one of the drives that a case can ask for" ;;
+        esac
+    done
+}
+
+# host_need KERNEL: dies or skips unless a VM with scripts/kernel's KERNEL, host or debug, can be booted.
+host_need() {
+    local -a missing
+    local status=0 guest_kernel
+    host_suffix=
+    [[ $1 == host ]] || host_suffix=-$1
+    mapfile -t missing < <(vm_missing)
+    ((${#missing[@]} == 0)) || skip "no ${missing[*]}: run scripts/setup"
+    host_kernel=$("$top/scripts/kernel" "$1") || status=$?
+    ((status != 77)) || skip "no kernel to boot (above)"
+    ((status == 0)) || die "no kernel to boot (above)"
+    guest_kernel=$("$top/scripts/kernel" guest) || die "no guest kernel (above)"
+    [[ -x $VQL_BUILD/tests/vm/tsc_khz ]] || die "no $VQL_BUILD/tests/vm/tsc_khz: run make vm-programs"
+    mkdir -p "$VQL_BUILD/vm"
+    host_guest_initrd=$VQL_BUILD/vm/guest.initrd
+    vm_guest_initrd "$guest_kernel" "$host_guest_initrd"
+    vm_accel "$guest_kernel" "$host_guest_initrd" "$VQL_BUILD/vm"
+    vm_accel_arguments
+    host_initrd=$VQL_BUILD/vm/host.initrd
+    "$vm_dir/initrd" "$host_kernel" "$vm_dir/host-init" "$host_initrd"
+}
+
+# host_start OUT IOMMU MEMORY SECONDS [EXTRA-DRIVES]: boots the host VM, which runs OUT/list, and sets vm_pid as vm_start
+# does. host_paths names further folders to show. OUT gets result, console, qemu.log. IOMMU is off, pt
+# (there, but passing through) or strict.
+host_start() {
+    local out=$1 append
+    local -a iommu=()
+    append="console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off"
+    append+=" vql.top=$top vql.out=$out vql.iommu=$2 vql.kernel=$host_kernel vql.paths=$VQL_BUILD:$host_kernel${host_paths:+:$host_paths}"
+    case $2 in
+    off) ;;
+    pt) append+=" intel_iommu=on iommu=pt" ;;
+    strict) append+=" intel_iommu=on iommu.passthrough=0 iommu.strict=1" ;;
+    *) die "IOMMU is '$2', want off, pt or strict" ;;
+    esac
+    [[ $2 == off ]] || iommu=(-device 'intel-iommu,intremap=on')
+    append+=" $vm_accel_append"
+    mkdir -p "$out/images"
+    vm_drives "$out/images" "${5:-}"
+    truncate -s 0 "$out/result" "$out/console"
+    # The third serial port is the monitor, so that a case can pull out the drive it uses.
+    # Unix sockets have short names: hence the cd.
+    (cd "$out" && exec timeout --kill-after=5 "$4" qemu-system-x86_64 \
+        -nodefaults -no-user-config -no-reboot -display none -monitor none \
+        "${vm_accel_args[@]}" -smp 2 -m "$3" -M q35,kernel-irqchip=split \
+        -global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off \
+        "${iommu[@]}" \
+        -chardev "file,id=console,path=$out/console" -serial chardev:console \
+        -chardev "file,id=result,path=$out/result" -serial chardev:result \
+        -chardev "socket,id=monitor,path=monitor,server=on,wait=off" -mon chardev=monitor,mode=control \
+        -chardev "socket,id=port,path=monitor" -serial chardev:port \
+        -fsdev local,id=root,path=/,security_model=none,readonly=on,multidevs=remap \
+        -device virtio-9p-pci,fsdev=root,mount_tag=root \
+        -fsdev "local,id=out,path=$out,security_model=none" -device virtio-9p-pci,fsdev=out,mount_tag=out \
+        -kernel "$host_kernel/vmlinuz" -initrd "$host_initrd" -append "$append" \
+        "${host_drives[@]}" </dev/null >"$out/qemu.log" 2>&1) &
+    vm_pid=$!
+}
+
+# host_stop: ends the VM, if there is one, and what its drives took. timeout passes the signal on.
+host_stop() {
+    [[ -n ${vm_pid:-} ]] || return 0
+    kill -TERM "$vm_pid" 2>/dev/null
+    wait "$vm_pid" 2>/dev/null
+    vm_pid=
+    rm -rf "$host_images"
+}
+
+# host_script OUT NAME SECONDS SCRIPT ARGUMENT...: adds the script to what the VM that uses OUT runs.
+host_script() {
+    local out=$1 name=$2 seconds=$3
+    shift 3
+    mkdir -p "$out/$name"
+    : >"$out/$name/log"
+    printf 'export VQL_TOP=%q VQL_BUILD=%q VQL_KERNEL=%q VQL_OUT=%q VQL_KMOD=%q\n' \
+        "$top" "$VQL_BUILD" "$host_kernel" "$out/$name" "$top/build/kmod${host_suffix}/vqlane.ko" >"$out/$name/script"
+    # A guest in the VM is emulated, however the VM itself runs.
+    printf 'export VQL_ACCEL=tcg VQL_GUEST_INITRD=%q VQL_TSC_KHZ=%q VQL_GUEST_FILES=24\ncd "$VQL_OUT"\nexec bash' \
+        "$host_guest_initrd" "${VQL_TSC_KHZ:-}" >>"$out/$name/script"
+    printf ' %q' "$@" >>"$out/$name/script"
+    echo "$name $seconds" >>"$out/list"
+}
+
+# host_complaints_of OUT RUN: what the kernel said while RUN ran, and should not have; false if nothing.
+# Without RUN: what it said while none did.
+host_complaints_of() {
+    tr -d '\r' <"$1/console" |
+        if (($# == 2)); then
+            sed -n "/vqlane-vm: case $2\$/,/vqlane-vm: end $2\$/p"
+        else
+            sed '/vqlane-vm: case /,/vqlane-vm: end /d'
+        fi | grep -E "$host_complaints"
+}
