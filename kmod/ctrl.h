@@ -97,6 +97,38 @@ struct vql_ctrl {
 	wait_queue_head_t wait;
 };
 
+struct vql_qpair {
+	struct kref ref;
+	struct vql_ctrl *ctrl; /* a reference */
+	struct vql_qpair_status *status;
+	struct address_space *mapping; /* of the file; under vql_attach_lock, NULL after release */
+	struct vql_attachments attachments;
+
+	/* Under ctrl->lock. Does not change while the queue pair is live. */
+	struct list_head list; /* ctrl->qpairs: while there is memory of the controller */
+	u16 qid;
+	u32 depth;
+	u32 pool_pages;
+	struct vql_coherent sq;
+	struct vql_coherent cq;
+	struct vql_coherent pool;
+	u32 doorbell; /* offset of the submission doorbell from the first */
+	bool has_shadow;
+
+	struct mutex irq_lock; /* leaf; guards irq, and enabling it */
+	int irq;               /* 0: none */
+	char irq_name[32];
+	atomic_t is_armed;
+	bool fired;
+	wait_queue_head_t wait;
+};
+
+/* Stays so under ctrl->lock, and under vql_attach_lock. */
+static inline bool vql_qpair_is_live(const struct vql_qpair *qp)
+{
+	return READ_ONCE(qp->status->state) == VQL_QPAIR_LIVE;
+}
+
 #define vql_ctrl_warn(ctrl, fmt, ...) pr_warn("%s: " fmt, (ctrl)->name, ##__VA_ARGS__)
 #define vql_ctrl_note(ctrl, fmt, ...) pr_info("%s: " fmt, (ctrl)->name, ##__VA_ARGS__)
 
@@ -169,5 +201,11 @@ void vql_qpairs_end(struct vql_ctrl *ctrl, enum vql_qpair_state state);
 void vql_qpairs_delete(struct vql_ctrl *ctrl);
 /* The hardware goes: let go of all memory that it knew. After vql_qpairs_end(). */
 void vql_qpairs_free(struct vql_ctrl *ctrl);
+
+/* ---- qpair_map.c ---- */
+
+int vql_qpair_mmap(struct file *file, struct vm_area_struct *vma);
+/* All but the status page and the DMA tables: SIGBUS from now on. Under vql_attach_lock. */
+void vql_qpair_zap(struct vql_qpair *qp);
 
 #endif

@@ -24,38 +24,6 @@
 
 #include "ctrl.h"
 
-/* Mappings of the parts: each begins at its own multiple of this. */
-#define PART_SHIFT 32
-/* All that is zapped when the queue pair ends: from the queues up to the DMA tables. */
-#define ZAP_FROM VQL_QPAIR_MAP_SQ
-#define ZAP_BYTES (VQL_QPAIR_MAP_DMA(0) - VQL_QPAIR_MAP_SQ)
-
-struct vql_qpair {
-	struct kref ref;
-	struct vql_ctrl *ctrl; /* a reference */
-	struct vql_qpair_status *status;
-	struct address_space *mapping; /* of the file; under vql_attach_lock, NULL after release */
-	struct vql_attachments attachments;
-
-	/* Under ctrl->lock. Does not change while the queue pair is live. */
-	struct list_head list; /* ctrl->qpairs: while there is memory of the controller */
-	u16 qid;
-	u32 depth;
-	u32 pool_pages;
-	struct vql_coherent sq;
-	struct vql_coherent cq;
-	struct vql_coherent pool;
-	u32 doorbell; /* offset of the submission doorbell from the first */
-	bool has_shadow;
-
-	struct mutex irq_lock; /* leaf; guards irq, and enabling it */
-	int irq;               /* 0: none */
-	char irq_name[32];
-	atomic_t is_armed;
-	bool fired;
-	wait_queue_head_t wait;
-};
-
 /* ---- references ---- */
 
 void vql_qpair_get(struct vql_qpair *qp) { kref_get(&qp->ref); }
@@ -74,11 +42,6 @@ void vql_qpair_put(struct vql_qpair *qp) { kref_put(&qp->ref, qpair_free); }
 struct vql_ctrl *vql_qpair_ctrl(struct vql_qpair *qp) { return qp->ctrl; }
 
 struct vql_attachments *vql_qpair_attachments(struct vql_qpair *qp) { return &qp->attachments; }
-
-static bool is_live(const struct vql_qpair *qp)
-{
-	return READ_ONCE(qp->status->state) == VQL_QPAIR_LIVE;
-}
 
 /* ---- interrupt ---- */
 
@@ -102,7 +65,7 @@ static int qpair_arm(struct vql_qpair *qp)
 	int err = 0;
 
 	mutex_lock(&qp->irq_lock);
-	if (!is_live(qp)) {
+	if (!vql_qpair_is_live(qp)) {
 		err = -ENODEV;
 	} else if (!qp->irq) {
 		err = -EOPNOTSUPP;
@@ -239,7 +202,7 @@ static int qpair_start(struct vql_qpair *qp)
 static void qpair_end(struct vql_qpair *qp, enum vql_qpair_state state)
 {
 	struct vql_ctrl *ctrl = qp->ctrl;
-	bool was_live = is_live(qp);
+	bool was_live = vql_qpair_is_live(qp);
 
 	lockdep_assert_held(&ctrl->lock);
 	if (state <= qp->status->state)
@@ -248,7 +211,7 @@ static void qpair_end(struct vql_qpair *qp, enum vql_qpair_state state)
 	WRITE_ONCE(qp->status->state, state);
 	/* After the state: who gets a SIGBUS for this finds out why. */
 	if (was_live && qp->mapping)
-		unmap_mapping_range(qp->mapping, ZAP_FROM, ZAP_BYTES, 1);
+		vql_qpair_zap(qp);
 	mutex_unlock(&vql_attach_lock);
 	wake_up_all(&qp->wait);
 	if (was_live) {
@@ -270,7 +233,7 @@ static int qpair_delete(struct vql_qpair *qp)
 /* Under ctrl->lock. */
 static void qpair_kill(struct vql_qpair *qp)
 {
-	if (!is_live(qp))
+	if (!vql_qpair_is_live(qp))
 		return;
 	/* An error less than 0 has reset the controller, and so ended this queue pair as well. */
 	if (qpair_delete(qp) > 0)
@@ -296,7 +259,8 @@ void vql_qpairs_delete(struct vql_ctrl *ctrl)
 {
 	struct vql_qpair *qp;
 
-	list_for_each_entry(qp, &ctrl->qpairs, list) if (is_live(qp) && qpair_delete(qp)) return;
+	list_for_each_entry(qp, &ctrl->qpairs,
+			    list) if (vql_qpair_is_live(qp) && qpair_delete(qp)) return;
 }
 
 void vql_qpairs_free(struct vql_ctrl *ctrl)
@@ -304,120 +268,6 @@ void vql_qpairs_free(struct vql_ctrl *ctrl)
 	struct vql_qpair *qp, *next;
 
 	list_for_each_entry_safe(qp, next, &ctrl->qpairs, list) qpair_free_memory(qp);
-}
-
-/* ---- mappings ---- */
-
-/* The memory of a part. @pfn for what is not struct vql_coherent. False: there is no such part. */
-static bool qpair_part(struct vql_qpair *qp, unsigned long part, struct vql_coherent **mem,
-		       unsigned long *pfn, size_t *bytes)
-{
-	struct vql_ctrl *ctrl = qp->ctrl;
-
-	*mem = NULL;
-	*bytes = PAGE_SIZE;
-	switch (part << PART_SHIFT) {
-	case VQL_QPAIR_MAP_STATUS: *pfn = page_to_pfn(virt_to_page(qp->status)); return true;
-	case VQL_QPAIR_MAP_DOORBELL:
-		*pfn = (pci_resource_start(ctrl->pdev, 0) + NVME_REG_DBS + qp->doorbell) >>
-		       PAGE_SHIFT;
-		return true;
-	case VQL_QPAIR_MAP_SQ: *mem = &qp->sq; break;
-	case VQL_QPAIR_MAP_CQ: *mem = &qp->cq; break;
-	case VQL_QPAIR_MAP_POOL: *mem = &qp->pool; break;
-	case VQL_QPAIR_MAP_SHADOW: *mem = &ctrl->shadow; break;
-	case VQL_QPAIR_MAP_EVENTIDX: *mem = &ctrl->event_index; break;
-	default: return false;
-	}
-	if ((*mem == &ctrl->shadow || *mem == &ctrl->event_index) && !qp->has_shadow)
-		return false;
-	*bytes = (*mem)->bytes;
-	return (*mem)->cpu;
-}
-
-/* The whole part at once, as far as the VMA has it: the data path is to take no fault. */
-static vm_fault_t insert_pages(struct vm_area_struct *vma, struct vql_coherent *mem,
-			       unsigned long first)
-{
-	unsigned long address = vma->vm_start;
-	vm_fault_t ret = VM_FAULT_SIGBUS;
-	struct sg_page_iter iter;
-
-	for_each_sgtable_page(&mem->pages, &iter, first)
-	{
-		if (address >= vma->vm_end)
-			break;
-		ret = vmf_insert_pfn(vma, address, page_to_pfn(sg_page_iter_page(&iter)));
-		if (ret != VM_FAULT_NOPAGE)
-			break;
-		address += PAGE_SIZE;
-	}
-	return ret;
-}
-
-static vm_fault_t qpair_fault(struct vm_fault *vmf)
-{
-	struct vm_area_struct *vma = vmf->vma;
-	struct vql_qpair *qp = vma->vm_file->private_data;
-	unsigned long part = vma->vm_pgoff >> (PART_SHIFT - PAGE_SHIFT);
-	unsigned long first = vma->vm_pgoff - (part << (PART_SHIFT - PAGE_SHIFT));
-	vm_fault_t ret = VM_FAULT_SIGBUS;
-	struct vql_coherent *mem;
-	unsigned long pfn;
-	size_t bytes;
-
-	mutex_lock(&vql_attach_lock);
-	if (!is_live(qp) && part << PART_SHIFT != VQL_QPAIR_MAP_STATUS)
-		goto out;
-	if (!qpair_part(qp, part, &mem, &pfn, &bytes))
-		goto out;
-	ret = mem ? insert_pages(vma, mem, first) : vmf_insert_pfn(vma, vmf->address, pfn);
-out:
-	mutex_unlock(&vql_attach_lock);
-	return ret;
-}
-
-static const struct vm_operations_struct qpair_vm_ops = {
-	.fault = qpair_fault,
-};
-
-static int qpair_mmap(struct file *file, struct vm_area_struct *vma)
-{
-	struct vql_qpair *qp = file->private_data;
-	u64 offset = (u64)vma->vm_pgoff << PAGE_SHIFT;
-	u64 part = offset >> PART_SHIFT;
-	struct vql_coherent *mem;
-	bool exists, is_read_only;
-	unsigned long pfn;
-	size_t bytes;
-
-	if (!(vma->vm_flags & VM_SHARED) || part << PART_SHIFT != offset)
-		return -EINVAL;
-	if (offset >= VQL_QPAIR_MAP_DMA(0)) {
-		part -= VQL_QPAIR_MAP_DMA(0) >> PART_SHIFT;
-		return part < VQL_MAX_ATTACHMENTS ? vql_attach_mmap(qp, (u32)part, vma) : -EINVAL;
-	}
-	/* Live or not is for the fault handler: here it may change before the call returns. */
-	mutex_lock(&vql_attach_lock);
-	exists = is_live(qp) || offset == VQL_QPAIR_MAP_STATUS;
-	exists = exists && qpair_part(qp, part, &mem, &pfn, &bytes);
-	mutex_unlock(&vql_attach_lock);
-	if (!exists)
-		return is_live(qp) ? -EINVAL : -ENODEV;
-	if (vma->vm_end - vma->vm_start != bytes)
-		return -EINVAL;
-	is_read_only = offset == VQL_QPAIR_MAP_STATUS || offset == VQL_QPAIR_MAP_EVENTIDX;
-	if (is_read_only && vma->vm_flags & VM_WRITE)
-		return -EACCES;
-
-	vm_flags_mod(vma, VM_PFNMAP | VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP,
-		     is_read_only ? VM_MAYWRITE : 0);
-	if (offset == VQL_QPAIR_MAP_DOORBELL) {
-		vm_flags_set(vma, VM_IO);
-		vma->vm_page_prot = pgprot_noncached(vma->vm_page_prot);
-	}
-	vma->vm_ops = &qpair_vm_ops;
-	return 0;
 }
 
 /* ---- the file ---- */
@@ -434,7 +284,7 @@ static long qpair_attach(struct vql_qpair *qp, struct vql_qpair_attach __user *a
 	/* Under ctrl->lock a live queue pair stays live: so memory is mapped for no dead device. */
 	if (mutex_lock_killable(&qp->ctrl->lock))
 		return -EINTR;
-	slot = is_live(qp) ? vql_attach(qp, req.mspace_fd, &req.pages) : -ENODEV;
+	slot = vql_qpair_is_live(qp) ? vql_attach(qp, req.mspace_fd, &req.pages) : -ENODEV;
 	mutex_unlock(&qp->ctrl->lock);
 	if (slot < 0)
 		return slot;
@@ -458,7 +308,7 @@ static long qpair_abort(struct vql_qpair *qp, unsigned long cid)
 		return -EINVAL;
 	if (mutex_lock_killable(&qp->ctrl->lock))
 		return -EINTR;
-	err = is_live(qp) ? vql_admin_abort(qp->ctrl, qp->qid, (u16)cid) : -ENODEV;
+	err = vql_qpair_is_live(qp) ? vql_admin_abort(qp->ctrl, qp->qid, (u16)cid) : -ENODEV;
 	mutex_unlock(&qp->ctrl->lock);
 	return err > 0 ? -EIO : err;
 }
@@ -485,7 +335,7 @@ static __poll_t qpair_poll(struct file *file, poll_table *table)
 	poll_wait(file, &qp->wait, table);
 	if (READ_ONCE(qp->fired))
 		mask |= EPOLLIN | EPOLLRDNORM;
-	if (!is_live(qp))
+	if (!vql_qpair_is_live(qp))
 		mask |= EPOLLHUP;
 	return mask;
 }
@@ -512,7 +362,7 @@ static const struct file_operations qpair_fops = {
 	.release = qpair_release,
 	.unlocked_ioctl = qpair_ioctl,
 	.poll = qpair_poll,
-	.mmap = qpair_mmap,
+	.mmap = vql_qpair_mmap,
 };
 
 static struct vql_qpair *qpair_alloc(struct vql_ctrl *ctrl, const struct vql_qpair_create *req)
