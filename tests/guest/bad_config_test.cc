@@ -17,7 +17,10 @@ using Catch::Matchers::ContainsSubstring;
 namespace {
 
 // A place to start a daemon in that shall not start.
-struct failing_start {
+struct failing_start : vhost_user_only {
+    failing_start()
+        : vhost_user_only("its subject is the daemon's configuration, and no guest takes part") {}
+
     temporary_directory directory;
     std::string config = directory / "vqlaned.toml";
 
@@ -192,12 +195,12 @@ TEST_CASE("a wrong command line is a usage error", "[config-file]") {
 }
 
 TEST_CASE("a target that another daemon serves is refused, and that one goes on", "[config-file]") {
+    failing_start place;
     temporary_directory files("/dev/shm");
     make_file(files / "image", 16 << 20);
     std::string config = file_target("t", files / "image") + disk_on("d", "t");
     test_daemon first(config);
     test_guest guest(first.socket("d"));
-    failing_start place;
     command_result result = place.start(config);
     CHECK(result.status == 1);
     CHECK_THAT(result.err, ContainsSubstring(files / "image"));
@@ -208,8 +211,8 @@ TEST_CASE("a target that another daemon serves is refused, and that one goes on"
 
 TEST_CASE("a run directory that another daemon has is refused, and that one goes on",
           "[config-file]") {
-    test_daemon first(null_target("t", "1G") + disk_on("d", "t"));
     failing_start place;
+    test_daemon first(null_target("t", "1G") + disk_on("d", "t"));
     write_text_file(place.config, null_target("t", "1G") + disk_on("e", "t"));
     command_result result =
         run_command({built_program("vqlaned"), "--config", place.config, "--run-dir",

@@ -99,6 +99,7 @@ void blk_driver::start() {
     }
     reset_requests();
     stopped_ = false;
+    device_.forget_rings();
     negotiate();
     device_.start_queues(setups);
 }

@@ -73,9 +73,9 @@ void check_counts(const json& ops, const run_counts& counts) {
 
 constexpr uint64_t disk_bytes = 16 << 20;
 
-std::string one_disk(const std::string& image) {
-    make_file(image, disk_bytes);
-    return file_target("t", image) + disk_on("d", "t", "queues = 2\n");
+std::string one_disk(test_storage& storage) {
+    storage.add("t", disk_bytes);
+    return storage.targets() + storage.disk("d", "t", "queues = 2\n");
 }
 
 } // namespace
@@ -83,8 +83,8 @@ std::string one_disk(const std::string& image) {
 TEST_CASE("stats are exactly the requests and bytes that were done, over queues, clients and "
           "pollers",
           "[cli]") {
-    temporary_directory files("/dev/shm");
-    std::string config = one_disk(files / "image");
+    test_storage storage;
+    std::string config = one_disk(storage);
     if (sysconf(_SC_NPROCESSORS_ONLN) >= 2) {
         config = "[daemon]\npollers = [0, 1]\n" + config;
     }
@@ -96,7 +96,7 @@ TEST_CASE("stats are exactly the requests and bytes that were done, over queues,
         guest_options options;
         options.blk.queues = 2;
         options.blk.depth = 16;
-        test_guest guest(daemon.socket("d"), options);
+        test_guest guest(daemon.device("d"), options);
         model_run run(guest.driver, model, test_seed(900 + static_cast<uint64_t>(client)));
         run.run(scaled(500, 100));
         // What is used is counted before its queue has stopped.
@@ -124,9 +124,9 @@ TEST_CASE("stats are exactly the requests and bytes that were done, over queues,
 }
 
 TEST_CASE("errors are counted as such, with no bytes", "[cli]") {
-    temporary_directory files("/dev/shm");
-    test_daemon daemon(one_disk(files / "image"));
-    test_guest guest(daemon.socket("d"));
+    test_storage storage;
+    test_daemon daemon(one_disk(storage));
+    test_guest guest(daemon.device("d"));
     std::vector<std::byte> data(4096);
     for (int i = 0; i < 3; i++) {
         guest.driver.read(disk_bytes / sector_bytes, data);
@@ -143,10 +143,12 @@ TEST_CASE("errors are counted as such, with no bytes", "[cli]") {
 }
 
 TEST_CASE("disk add, list, resize and rm do what they say", "[cli]") {
-    temporary_directory files("/dev/shm");
-    test_daemon daemon(one_disk(files / "image") + null_target("n", "1G"));
+    test_storage storage;
+    storage.add_file("t", disk_bytes); // grows below
+    test_daemon daemon(storage.targets() + storage.disk("d", "t", "queues = 2\n") +
+                       null_target("n", "1G"));
     cli vqlane{daemon};
-    make_file(files / "file", 64 << 20);
+    make_file(storage.path("file"), 64 << 20);
 
     json list = vqlane.as_json({"disk", "list"});
     REQUIRE(list.size() == 1);
@@ -155,7 +157,7 @@ TEST_CASE("disk add, list, resize and rm do what they say", "[cli]") {
     CHECK(d.at("read_only") == false);
     CHECK(d.at("queues") == 2);
     CHECK(d.at("queue_size") == 1024);
-    CHECK(d.at("socket") == daemon.socket("d"));
+    CHECK(d.at(vdpa_world() ? "device" : "socket") == daemon.device("d"));
     CHECK(d.at("connected") == false);
     CHECK(d.at("queues_running") == 0);
     CHECK(d.at("pollers").size() >= 1);
@@ -163,9 +165,9 @@ TEST_CASE("disk add, list, resize and rm do what they say", "[cli]") {
     CHECK(d.at("chunk_size").get<uint64_t>() >= 65536);
 
     std::string socket = daemon.run_dir() + "/elsewhere";
-    REQUIRE(vqlane({"disk", "add", "f", "--file", files / "file", "--size", "32M", "--queues", "3",
-                    "--queue-size", "128", "--read-only", "--vhost-socket", socket, "--socket-mode",
-                    "0666"})
+    REQUIRE(vqlane({"disk", "add", "f", "--file", storage.path("file"), "--size", "32M", "--queues",
+                    "3", "--queue-size", "128", "--read-only", "--vhost-socket", socket,
+                    "--socket-mode", "0666"})
                 .status == 0);
     json f = disk_named(vqlane.as_json({"disk", "list"}), "f");
     CHECK(f.at("size") == 32 << 20);
@@ -182,11 +184,12 @@ TEST_CASE("disk add, list, resize and rm do what they say", "[cli]") {
     CHECK(x.at("chunk_size") == 65536);
     CHECK(x.at("targets") == json({"n"}));
 
+    std::future<int> removed; // ends no later than the guest
     {
-        test_guest guest(daemon.socket("d"));
+        test_guest guest(daemon.device("d"));
+        CHECK(guest.driver.flush().status == blk_ok);
         CHECK(disk_named(vqlane.as_json({"disk", "list"}), "d").at("connected") == true);
         CHECK(disk_named(vqlane.as_json({"disk", "list"}), "d").at("queues_running") == 1);
-        CHECK(guest.driver.flush().status == blk_ok);
         CHECK_THAT(vqlane({"stats"}).out, ContainsSubstring("flush"));
         command_result refused_rm = vqlane({"disk", "rm", "d"});
         CHECK(refused_rm.status == 1);
@@ -200,9 +203,12 @@ TEST_CASE("disk add, list, resize and rm do what they say", "[cli]") {
         CHECK(shrink.status == 1);
         CHECK_THAT(shrink.err, ContainsSubstring("shrink"));
 
-        REQUIRE(vqlane({"disk", "rm", "d", "--force"}).status == 0);
-        CHECK(guest.device.client().dropped());
+        removed = std::async(std::launch::async, [&vqlane] {
+            return vqlane({"disk", "rm", "d", "--force"}).status;
+        });
+        CHECK(guest.disk_lost());
     }
+    CHECK(removed.get() == 0);
     CHECK(vqlane.as_json({"disk", "list"}).size() == 2);
 
     command_result table = vqlane({"disk", "list"});
@@ -253,7 +259,7 @@ TEST_CASE("the command's errors name the thing and the fix, with status 1; misus
 
 TEST_CASE("stats --watch goes on until it is interrupted", "[cli]") {
     test_daemon daemon(null_target("n", "1G") + disk_on("d", "n"));
-    test_guest guest(daemon.socket("d"));
+    test_guest guest(daemon.device("d"));
     REQUIRE(guest.driver.flush().status == blk_ok);
     temporary_directory out;
     child_process watch({built_program("vqlane"), "--socket", daemon.control_socket(), "stats", "d",
@@ -285,8 +291,8 @@ TEST_CASE("bpftool reads the same figures from the pinned map", "[cli][bpf]") {
     if (bpftool.empty()) {
         SKIP("bpftool is not installed");
     }
-    temporary_directory files("/dev/shm");
-    test_daemon daemon(one_disk(files / "image"));
+    test_storage storage;
+    test_daemon daemon(one_disk(storage));
     if (!daemon.bpf_refusal().empty()) {
         SKIP(daemon.bpf_refusal());
     }
@@ -301,7 +307,7 @@ TEST_CASE("bpftool reads the same figures from the pinned map", "[cli][bpf]") {
     std::vector<std::byte> model(disk_bytes);
     guest_options options;
     options.blk.depth = 16;
-    test_guest guest(daemon.socket("d"), options);
+    test_guest guest(daemon.device("d"), options);
     model_run run(guest.driver, model, test_seed(910));
     run.run(scaled(500, 100));
     guest.driver.stop();

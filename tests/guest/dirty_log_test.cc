@@ -36,6 +36,7 @@ std::string text_of(const pages& set) {
 
 // A guest whose device logs, and the log.
 struct logged_guest {
+    vhost_user_only skip{"only vhost-user logs dirty pages"};
     temporary_directory files{"/dev/shm"};
     std::unique_ptr<test_daemon> daemon;
     std::unique_ptr<test_guest> guest;
@@ -62,9 +63,9 @@ struct logged_guest {
         // QEMU's order when a migration starts: log, features, ring addresses, all while it runs.
         log_all(true);
         for (unsigned q = 0; q < 2; q++) {
-            vu_vring_addr addr = guest->device.vring_addr(q, guest->driver.queue(q).setup(0));
+            vu_vring_addr addr = guest->vhost_user().vring_addr(q, guest->driver.queue(q).setup(0));
             addr.log += used_shift;
-            guest->device.client().set_vring_addr(addr);
+            guest->vhost_user().client().set_vring_addr(addr);
         }
         clear();
     }
@@ -77,12 +78,12 @@ struct logged_guest {
         // Not at the beginning of its file.
         log_file = make_memfd("log", bytes + 8192);
         log = mapping(log_file.get(), bytes + 8192);
-        guest->device.client().set_log_base(bytes, 4096, log_file.get());
-        guest->device.client().set_log_fd(log_event.get());
+        guest->vhost_user().client().set_log_base(bytes, 4096, log_file.get());
+        guest->vhost_user().client().set_log_fd(log_event.get());
     }
     void log_all(bool on) {
-        guest->device.client().set_features(guest->driver.features() | bit(feature_protocol) |
-                                            (on ? bit(feature_log_all) : 0));
+        guest->vhost_user().client().set_features(guest->driver.features() | bit(feature_protocol) |
+                                                  (on ? bit(feature_log_all) : 0));
     }
     void clear() { std::fill(log.bytes().begin(), log.bytes().end(), std::byte{0}); }
     pages marked() const {
@@ -296,11 +297,11 @@ TEST_CASE("a log that is too small for the guest's memory is refused, or marked 
     bool taken = true;
     try {
         setup.set_log(4096); // 128 MiB of guest memory; the used ring's address lies beyond
-        vu_vring_addr addr = setup.guest->device.vring_addr(0, setup.ring(0));
+        vu_vring_addr addr = setup.guest->vhost_user().vring_addr(0, setup.ring(0));
         addr.log = uint64_t{1} << 40;
-        setup.guest->device.client().set_vring_addr(addr);
+        setup.guest->vhost_user().client().set_vring_addr(addr);
         addr.log = ~uint64_t{0};
-        setup.guest->device.client().set_vring_addr(addr);
+        setup.guest->vhost_user().client().set_vring_addr(addr);
     } catch (const refused&) {
         taken = false;
     } catch (const disconnected&) {
@@ -314,7 +315,7 @@ TEST_CASE("a log that is too small for the guest's memory is refused, or marked 
         }
         CHECK(setup.marked().count(~uint64_t{0}) == 0);
     }
-    setup.guest->device.disconnect();
+    setup.guest->vhost_user().disconnect();
     test_guest next(setup.daemon->socket("d"));
     CHECK(next.driver.flush().status == blk_ok);
 }

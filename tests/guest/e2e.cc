@@ -7,10 +7,70 @@
 #include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <random>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 namespace vql::guest {
+namespace {
+
+constexpr const char* drive_name = "drive"; // the target
+constexpr uint64_t drive_align = 1 << 20;
+
+std::string environment(const char* name) {
+    const char* value = std::getenv(name);
+    if (value == nullptr) {
+        throw guest_error(std::string("VQL_E2E=vdpa needs ") + name);
+    }
+    return value;
+}
+
+void zero_drive(uint64_t offset, uint64_t bytes) {
+    std::string path = environment("VQL_E2E_NVME");
+    unique_fd drive(open(path.c_str(), O_RDWR | O_CLOEXEC));
+    uint64_t range[2] = {offset, bytes};
+    if (!drive || ioctl(drive.get(), BLKZEROOUT, range) != 0) {
+        throw_errno("cannot zero a part of " + path);
+    }
+}
+
+// Of a block device, past the kernel's page cache: others write to it.
+unique_fd open_to_compare(const std::string& path) {
+    struct stat info {};
+    bool is_device = stat(path.c_str(), &info) == 0 && S_ISBLK(info.st_mode);
+    unique_fd file(open(path.c_str(), O_RDONLY | O_CLOEXEC | (is_device ? O_DIRECT : 0)));
+    if (!file) {
+        throw_errno("cannot open " + path);
+    }
+    return file;
+}
+
+} // namespace
+
+bool vdpa_world() {
+    static const bool vdpa = [] {
+        const char* given = std::getenv("VQL_E2E");
+        if (given != nullptr && std::string_view(given) != "vdpa" &&
+            std::string_view(given) != "vhost-user") {
+            throw guest_error(std::string("VQL_E2E is '") + given + "', want vdpa or vhost-user");
+        }
+        return given != nullptr && std::string_view(given) == "vdpa";
+    }();
+    return vdpa;
+}
+
+std::string storage_folder() {
+    // In the virtual machine of the vDPA world the build folder is read-only.
+    return vdpa_world() ? "/tmp" : built_program(".");
+}
+
+vhost_user_only::vhost_user_only(const char* why) {
+    if (vdpa_world()) {
+        SKIP("not for vDPA devices: " << why);
+    }
+}
 
 uint64_t test_seed(uint64_t salt) {
     static const uint64_t seed = [] {
@@ -37,14 +97,53 @@ test_daemon::~test_daemon() noexcept(false) {
         if (!wrong.empty()) {
             WARN(wrong); // the test has failed already; this may be why
         }
+        try {
+            remove_disks();
+        } catch (const std::exception& error) {
+            WARN("the disks stay in the module: " << error.what());
+        }
         return;
     }
     CHECK(wrong == "");
+    if (wrong.empty()) {
+        remove_disks();
+    }
     if (wrong.empty() && running()) {
         // A leak checker reports at the end, so it needs an end.
         CHECK(terminate() == 0);
         CHECK(complaint() == "");
     }
+}
+
+// Disks of the module would outlive the daemon.
+void test_daemon::remove_disks() {
+    if (!vdpa_world()) {
+        return;
+    }
+    if (!running()) {
+        start();
+    }
+    for (const nlohmann::json& disk : control().result({{"op", "disk_list"}})) {
+        control().result({{"op", "disk_rm"}, {"name", disk.at("name")}, {"force", true}});
+    }
+}
+
+std::string test_daemon::device(const std::string& disk) const {
+    if (!vdpa_world()) {
+        return socket(disk);
+    }
+    for (const nlohmann::json& entry : control().result({{"op", "disk_list"}})) {
+        if (entry.at("name") == disk) {
+            return entry.at("device");
+        }
+    }
+    throw guest_error("the daemon has no disk " + disk);
+}
+
+std::future<void> test_daemon::remove_by_force(const std::string& disk) const {
+    return std::async(std::launch::async, [this, disk] {
+        control().result({{"op", "disk_rm"}, {"name", disk}, {"force", true}});
+    });
 }
 
 std::string file_target(const std::string& name, const std::string& path) {
@@ -55,40 +154,107 @@ std::string null_target(const std::string& name, const std::string& size) {
     return "[[target]]\nname = \"" + name + "\"\ntype = \"null\"\nsize = \"" + size + "\"\n";
 }
 
-std::string disk_on(const std::string& name, const std::string& target, const std::string& extra) {
-    return "[[disk]]\nname = \"" + name + "\"\ntarget = \"" + target + "\"\n" + extra + "\n";
+std::string disk_of(const std::string& name, const std::string& lines) {
+    return "[[disk]]\nname = \"" + name + "\"\n" + (vdpa_world() ? "frontend = \"vdpa\"\n" : "") +
+           lines + "\n";
 }
 
-test_guest::test_guest(const std::string& socket, const guest_options& options)
-    : memory(guest_memory::in_pieces(options.memory_base, options.memory_bytes / options.slots,
-                                     options.slots)),
-      device(socket, options.vhost), driver(*memory, device, options.blk) {
-    if (options.start) {
-        driver.start();
+std::string disk_on(const std::string& name, const std::string& target, const std::string& extra) {
+    return disk_of(name, "target = \"" + target + "\"\n" + extra);
+}
+
+nlohmann::json disk_add(nlohmann::json request) {
+    request["op"] = "disk_add";
+    if (vdpa_world()) {
+        request["frontend"] = "vdpa";
     }
+    return request;
+}
+
+void test_storage::add(const std::string& name, uint64_t bytes) {
+    if (!vdpa_world()) {
+        add_file(name, bytes);
+        return;
+    }
+    zero_drive(drive_used_, bytes);
+    pieces_.push_back({name, bytes, true, drive_used_});
+    drive_used_ += (bytes + drive_align - 1) / drive_align * drive_align;
+}
+
+void test_storage::add_file(const std::string& name, uint64_t bytes) {
+    make_file(path(name), bytes);
+    pieces_.push_back({name, bytes, false, 0});
+}
+
+const test_storage::piece& test_storage::named(const std::string& name) const {
+    for (const piece& candidate : pieces_) {
+        if (candidate.name == name) {
+            return candidate;
+        }
+    }
+    throw guest_error("the test's storage has no part " + name);
+}
+
+std::string test_storage::target_of(const std::string& name) const {
+    return named(name).on_drive ? drive_name : name;
+}
+
+std::string test_storage::targets() const {
+    std::string tables;
+    if (std::any_of(pieces_.begin(), pieces_.end(), [](const piece& p) { return p.on_drive; })) {
+        tables = std::string("[[target]]\nname = \"") + drive_name +
+                 "\"\ntype = \"nvme\"\ndevice = \"" + environment("VQL_E2E_BDF") +
+                 "\"\nnamespace = 1\n";
+    }
+    for (const piece& part : pieces_) {
+        tables += part.on_drive ? "" : file_target(part.name, path(part.name));
+    }
+    return tables;
+}
+
+std::string test_storage::disk(const std::string& disk, const std::string& name,
+                               const std::string& extra) const {
+    const piece& all = named(name);
+    return all.on_drive
+               ? disk_of(disk, "extents = [ " + extent(name, 0, all.bytes) + " ]\n" + extra)
+               : disk_on(disk, name, extra);
+}
+
+std::string test_storage::extent(const std::string& name, uint64_t offset, uint64_t bytes) const {
+    return "{ target = \"" + target_of(name) +
+           "\", offset = " + std::to_string(named(name).offset + offset) +
+           ", length = " + std::to_string(bytes) + " }";
+}
+
+backing_extent test_storage::part(const std::string& name) const {
+    return part(name, 0, named(name).bytes);
+}
+
+backing_extent test_storage::part(const std::string& name, uint64_t offset, uint64_t bytes) const {
+    const piece& all = named(name);
+    return {all.on_drive ? environment("VQL_E2E_NVME") : path(name), all.offset + offset, bytes};
 }
 
 uint64_t compare_backing(const std::vector<std::byte>& model,
                          const std::vector<backing_extent>& extents) {
+    constexpr size_t most = 1 << 20;
+    std::unique_ptr<std::byte, void (*)(void*)> buffer(
+        static_cast<std::byte*>(std::aligned_alloc(4096, most)), std::free);
     uint64_t at = 0;
-    std::vector<std::byte> buffer(1 << 20);
     for (const backing_extent& extent : extents) {
-        unique_fd file(open(extent.path.c_str(), O_RDONLY | O_CLOEXEC));
-        if (!file) {
-            throw_errno("cannot open " + extent.path);
-        }
+        unique_fd file = open_to_compare(extent.path);
         for (uint64_t done = 0; done < extent.bytes;) {
-            size_t bytes = std::min<size_t>(buffer.size(), extent.bytes - done);
+            size_t bytes = std::min<size_t>(most, extent.bytes - done);
             ssize_t got =
-                pread(file.get(), buffer.data(), bytes, static_cast<off_t>(extent.offset + done));
+                pread(file.get(), buffer.get(), bytes, static_cast<off_t>(extent.offset + done));
             if (got <= 0) {
                 throw guest_error("cannot read " + extent.path);
             }
             const std::byte* expected = model.data() + at;
-            if (std::memcmp(buffer.data(), expected, static_cast<size_t>(got)) != 0) {
+            if (std::memcmp(buffer.get(), expected, static_cast<size_t>(got)) != 0) {
                 return at + static_cast<uint64_t>(
-                                std::mismatch(buffer.data(), buffer.data() + got, expected).first -
-                                buffer.data());
+                                std::mismatch(buffer.get(), buffer.get() + got, expected).first -
+                                buffer.get());
             }
             done += static_cast<uint64_t>(got);
             at += static_cast<uint64_t>(got);
@@ -97,12 +263,54 @@ uint64_t compare_backing(const std::vector<std::byte>& model,
     return at;
 }
 
-bystander::bystander(const std::string& socket, uint64_t disk_bytes, uint64_t seed) {
+std::unique_ptr<transport> open_device(const std::string& path, const vhost_user_options& options) {
+    if (path.starts_with("/dev/")) {
+        return std::make_unique<vhost_vdpa_transport>(path);
+    }
+    return std::make_unique<vhost_user_transport>(path, options);
+}
+
+test_guest::test_guest(const std::string& path, const guest_options& options)
+    : memory(guest_memory::in_pieces(options.memory_base, options.memory_bytes / options.slots,
+                                     options.slots)),
+      link(open_device(path, options.vhost)), device(*link), driver(*memory, device, options.blk) {
+    if (options.start) {
+        driver.start();
+    }
+}
+
+void test_guest::daemon_is_back() {
+    if (!device.outlives_daemon()) {
+        device.reconnect();
+        driver.resume();
+    }
+}
+
+bool test_guest::disk_lost(milliseconds timeout) {
+    if (!device.outlives_daemon()) {
+        return vhost_user().client().dropped(timeout);
+    }
+    deadline until(timeout);
+    while (driver.in_flight() != 0) {
+        for (unsigned queue = 0; queue < driver.options().queues; queue++) {
+            if (blk_request* request = driver.poll(queue)) {
+                driver.release(*request);
+            }
+        }
+        if (until.passed()) {
+            return false;
+        }
+    }
+    std::array<std::byte, sector_bytes> sector;
+    return driver.read(0, sector).status == blk_ioerr;
+}
+
+bystander::bystander(const std::string& path, uint64_t disk_bytes, uint64_t seed) {
     guest_options options;
     options.blk.depth = 8;
     options.memory_bytes = 16 << 20;
     options.blk.interrupts = true;
-    guest_ = std::make_unique<test_guest>(socket, options);
+    guest_ = std::make_unique<test_guest>(path, options);
     thread_ = std::thread([this, disk_bytes, seed] { serve(disk_bytes, seed); });
 }
 

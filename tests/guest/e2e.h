@@ -6,9 +6,11 @@
 #include "daemon_process.h"
 #include "model_run.h"
 #include "vhost_user_transport.h"
+#include "vhost_vdpa_transport.h"
 
 #include <atomic>
 #include <exception>
+#include <future>
 #include <thread>
 
 namespace vql::guest {
@@ -18,19 +20,87 @@ uint64_t test_seed(uint64_t salt = 0);
 // n times $VQL_TEST_SCALE (less in a sanitizer build that sets none), but at least `least`.
 uint64_t scaled(uint64_t n, uint64_t least = 1);
 
+// The tests run in one of two worlds. Usually guests come over vhost-user and disks are files. With
+// VQL_E2E=vdpa guests come over vqlane.ko, which is loaded, and disks are ranges of an NVMe drive
+// with two controllers: $VQL_E2E_BDF is bound to vqlane, and through the other the kernel sees
+// namespace 1 as $VQL_E2E_NVME (256 MiB of 512-byte blocks that read as zeroes when deallocated).
+bool vdpa_world();
+// A folder for files where disks are; there O_DIRECT should work.
+std::string storage_folder();
+// Skips a test that has this among its local variables, for that reason, in the vDPA world.
+struct vhost_user_only {
+    explicit vhost_user_only(const char* why);
+};
+
 // A vqlaned that must be alive, and without a sanitizer's report, when the test is done with it.
 class test_daemon : public daemon_process {
   public:
     using daemon_process::daemon_process;
     ~test_daemon() noexcept(false); // a failed check may throw (catch2 --abort)
+
+    // Where a guest finds the disk: its socket, or its device node.
+    std::string device(const std::string& disk) const;
+    // Removes a disk that a guest has, by force; a vDPA disk ends, and the reply comes, no later
+    // than its guest lets go of it. get() throws if it is refused.
+    std::future<void> remove_by_force(const std::string& disk) const;
+
+  private:
+    void remove_disks();
 };
 
-// Pieces of the configuration.
+// Pieces of the configuration. lines, extra: (further) lines of the [[disk]] table.
 std::string file_target(const std::string& name, const std::string& path);
 std::string null_target(const std::string& name, const std::string& size);
-// extra: further lines of the [[disk]] table.
+std::string disk_of(const std::string& name, const std::string& lines);
 std::string disk_on(const std::string& name, const std::string& target,
                     const std::string& extra = "");
+// The same for a disk_add over the control socket.
+nlohmann::json disk_add(nlohmann::json request);
+
+// Bytes of a file or a block device.
+struct backing_extent {
+    std::string path;
+    uint64_t offset;
+    uint64_t bytes;
+};
+// The first byte at which they differ from the model, or model.size().
+uint64_t compare_backing(const std::vector<std::byte>& model,
+                         const std::vector<backing_extent>& extents);
+
+// What the disks of one test are made of, all zeroes at first: files that are targets, or in the
+// vDPA world ranges of one target, the drive.
+class test_storage {
+  public:
+    // Files are in a new folder below parent.
+    explicit test_storage(const std::string& parent = "/dev/shm") : files_(parent) {}
+    void add(const std::string& name, uint64_t bytes);
+    void add_file(const std::string& name, uint64_t bytes); // in any world
+
+    // Pieces of the configuration: all [[target]] tables; a disk of all of one part; an item of a
+    // disk's extents. target_of: which target the part is in.
+    std::string targets() const;
+    std::string disk(const std::string& disk, const std::string& name,
+                     const std::string& extra = "") const;
+    std::string extent(const std::string& name, uint64_t offset, uint64_t bytes) const;
+    std::string target_of(const std::string& name) const;
+
+    std::string path(const std::string& name) const { return files_ / name; } // of a file
+    backing_extent part(const std::string& name) const;
+    backing_extent part(const std::string& name, uint64_t offset, uint64_t bytes) const;
+
+  private:
+    struct piece {
+        std::string name;
+        uint64_t bytes;
+        bool on_drive;
+        uint64_t offset; // on the drive
+    };
+    const piece& named(const std::string& name) const;
+
+    temporary_directory files_;
+    std::vector<piece> pieces_;
+    uint64_t drive_used_ = 16 << 20; // not 0 at first, so that a lost offset is noticed
+};
 
 struct guest_options {
     blk_options blk;
@@ -41,29 +111,34 @@ struct guest_options {
     bool start = true;
 };
 
+// A socket or a device node, as test_daemon::device() tells it.
+std::unique_ptr<transport> open_device(const std::string& path,
+                                       const vhost_user_options& options = {});
+
 // A guest with one disk.
 struct test_guest {
     std::unique_ptr<guest_memory> memory;
-    vhost_user_transport device;
+    std::unique_ptr<transport> link;
+    transport& device; // *link
     blk_driver driver;
 
-    explicit test_guest(const std::string& socket, const guest_options& options = {});
-};
+    explicit test_guest(const std::string& path, const guest_options& options = {});
 
-// The parts of files that a disk is made of.
-struct backing_extent {
-    std::string path;
-    uint64_t offset;
-    uint64_t bytes;
+    // The transport as it is, for tests of one world.
+    vhost_user_transport& vhost_user() { return dynamic_cast<vhost_user_transport&>(device); }
+    vhost_vdpa_transport& vhost_vdpa() { return dynamic_cast<vhost_vdpa_transport&>(device); }
+
+    // Another daemon has taken the place of one that ended: the VMM does what it has to.
+    void daemon_is_back();
+    // True if the disk was removed by force: a socket is closed, and on a device, which stays for
+    // as long as the VMM has it, all in flight is answered and everything else is an error.
+    bool disk_lost(milliseconds timeout = default_timeout());
 };
-// The first byte at which the files differ from the model, or model.size().
-uint64_t compare_backing(const std::vector<std::byte>& model,
-                         const std::vector<backing_extent>& extents);
 
 // A guest on another disk, under verified I/O in a thread of its own.
 class bystander {
   public:
-    bystander(const std::string& socket, uint64_t disk_bytes, uint64_t seed);
+    bystander(const std::string& path, uint64_t disk_bytes, uint64_t seed);
     bystander(const bystander&) = delete;
     bystander& operator=(const bystander&) = delete;
     ~bystander();

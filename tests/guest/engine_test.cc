@@ -42,7 +42,7 @@ class loop_device {
 } // namespace
 
 TEST_CASE("a block device carries verified I/O, and belongs to one user", "[engine]") {
-    temporary_directory files(built_program("."));
+    temporary_directory files(storage_folder());
     const std::string file = files / "image";
     make_file(file, disk_bytes);
     loop_device loop(file);
@@ -54,7 +54,7 @@ TEST_CASE("a block device carries verified I/O, and belongs to one user", "[engi
         guest_options options;
         options.blk.queues = 2;
         options.blk.depth = 16;
-        test_guest guest(daemon.socket("d"), options);
+        test_guest guest(daemon.device("d"), options);
         model_run run(guest.driver, model, test_seed(700));
         run.run(scaled(4000, 100));
         CHECK(run.counts().discard.count > 0);
@@ -68,7 +68,8 @@ TEST_CASE("a block device carries verified I/O, and belongs to one user", "[engi
 }
 
 TEST_CASE("guest memory pinned for the rings carries verified I/O, and can change", "[engine]") {
-    temporary_directory files(built_program("."));
+    vhost_user_only skip("io_uring cannot pin memory that the module maps");
+    temporary_directory files(storage_folder());
     const std::string file = files / "image";
     make_file(file, disk_bytes);
     test_daemon daemon(file_target("t", file) + disk_on("d", "t", "queues = 2\n"),
@@ -80,7 +81,7 @@ TEST_CASE("guest memory pinned for the rings carries verified I/O, and can chang
         options.blk.queues = 2;
         options.blk.depth = 16;
         options.vhost.slots_one_by_one = round == 1; // each slot pins anew
-        test_guest guest(daemon.socket("d"), options);
+        test_guest guest(daemon.device("d"), options);
         model_run run(guest.driver, model, test_seed(710 + round));
         run.run(scaled(3000, 100));
         guest.driver.stop();
@@ -89,11 +90,11 @@ TEST_CASE("guest memory pinned for the rings carries verified I/O, and can chang
 }
 
 TEST_CASE("storage that fails gives the guest an error, and the operator the reason", "[engine]") {
-    temporary_directory files(built_program("."));
+    temporary_directory files(storage_folder());
     const std::string file = files / "image";
     make_file(file, disk_bytes);
     test_daemon daemon(file_target("t", file) + disk_on("d", "t"));
-    test_guest guest(daemon.socket("d"));
+    test_guest guest(daemon.device("d"));
     std::vector<std::byte> data(8192, std::byte{0x5a});
     REQUIRE(guest.driver.write(0, data).status == blk_ok);
 

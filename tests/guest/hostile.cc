@@ -8,14 +8,14 @@
 namespace vql::guest {
 namespace {
 
-std::string hostile_configuration(const temporary_directory& files) {
-    make_file(files / "victim", hostile_disk_bytes);
-    make_file(files / "other", hostile_disk_bytes);
-    return file_target("v", files / "victim") + file_target("o", files / "other") +
-           disk_on("victim", "v",
-                   "queues = " + std::to_string(victim_queues) +
-                       "\nqueue_size = " + std::to_string(victim_queue_size) + "\n") +
-           disk_on("other", "o");
+std::string hostile_configuration(test_storage& storage) {
+    storage.add("v", hostile_disk_bytes);
+    storage.add("o", hostile_disk_bytes);
+    return storage.targets() +
+           storage.disk("victim", "v",
+                        "queues = " + std::to_string(victim_queues) +
+                            "\nqueue_size = " + std::to_string(victim_queue_size) + "\n") +
+           storage.disk("other", "o");
 }
 
 } // namespace
@@ -30,8 +30,8 @@ guest_options small_guest() {
 }
 
 hostile_setup::hostile_setup()
-    : files_("/dev/shm"), daemon_(hostile_configuration(files_)),
-      other_(std::make_unique<bystander>(daemon_.socket("other"), hostile_disk_bytes,
+    : daemon_(hostile_configuration(storage_)), victim_(daemon_.device("victim")),
+      other_(std::make_unique<bystander>(daemon_.device("other"), hostile_disk_bytes,
                                          test_seed(600))) {
     check_serving();
     before_ = count_resources();
@@ -45,7 +45,9 @@ hostile_setup::resources hostile_setup::count_resources() const {
     }
     std::ifstream maps(proc + "/maps");
     for (std::string line; std::getline(maps, line);) {
-        now.mappings += line.find("/memfd:") != std::string::npos ? 1 : 0;
+        bool of_guest = line.find("/memfd:") != std::string::npos ||
+                        line.find("vqlane-mspace") != std::string::npos;
+        now.mappings += of_guest ? 1 : 0;
     }
     return now;
 }
@@ -54,8 +56,7 @@ void hostile_setup::check_alive() {
     if (!daemon_.running()) {
         throw guest_error("the daemon died:\n" + daemon_.log());
     }
-    vhost_user_client client(victim());
-    client.get_features();
+    open_device(victim())->device_features();
     if (!other_->goes_on(1)) {
         throw guest_error("the other disk's I/O stopped: " + other_->stop());
     }

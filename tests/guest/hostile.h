@@ -18,7 +18,7 @@ class hostile_setup {
   public:
     hostile_setup();
 
-    std::string victim() const { return daemon_.socket("victim"); }
+    const std::string& victim() const { return victim_; } // where guests find it
     test_daemon& daemon() { return daemon_; }
 
     // The daemon lives, the victim takes a new client and serves it, and the bystander's I/O goes
@@ -36,20 +36,26 @@ class hostile_setup {
     };
     resources count_resources() const;
 
-    temporary_directory files_;
+    test_storage storage_;
     test_daemon daemon_;
+    std::string victim_;
     std::unique_ptr<bystander> other_;
     resources before_;
 };
 
-// A client of the victim. `running`: with memory and queues; else just connected, with protocol
-// features negotiated.
+// For tests whose subject is the vhost-user protocol.
+struct vhost_user_setup : vhost_user_only, hostile_setup {
+    vhost_user_setup() : vhost_user_only("its subject is the vhost-user protocol") {}
+};
+
+// A vhost-user client of the victim. `running`: with memory and queues; else just connected, with
+// protocol features negotiated.
 struct attacker {
     std::unique_ptr<test_guest> guest;
     std::optional<vhost_user_client> plain;
 
     attacker(const std::string& socket, bool running);
-    vhost_user_client& client() { return guest ? guest->device.client() : *plain; }
+    vhost_user_client& client() { return guest ? guest->vhost_user().client() : *plain; }
 };
 
 // True if the last request was answered with an error, or the connection was closed. False if it

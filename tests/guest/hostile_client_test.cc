@@ -93,7 +93,7 @@ std::vector<unique_fd> some_memfds(size_t count) {
 } // namespace
 
 TEST_CASE("each message with a wrong length gets its client dropped or refused", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     bool running = GENERATE(false, true);
     std::vector<unique_fd> fds = some_memfds(1);
     for (const request_form& form : forms()) {
@@ -124,7 +124,7 @@ TEST_CASE("each message with a wrong length gets its client dropped or refused",
 
 TEST_CASE("each message with a wrong number of descriptors gets its client dropped or refused",
           "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     bool running = GENERATE(false, true);
     std::vector<unique_fd> fds = some_memfds(32);
     for (const request_form& form : forms()) {
@@ -146,7 +146,7 @@ TEST_CASE("each message with a wrong number of descriptors gets its client dropp
 }
 
 TEST_CASE("the descriptors that a message says it has must be those that it has", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     unique_fd event = make_eventfd();
     int fd = event.get();
     for (uint32_t request : {vu_set_vring_kick, vu_set_vring_call, vu_set_vring_err}) {
@@ -165,7 +165,7 @@ TEST_CASE("the descriptors that a message says it has must be those that it has"
 }
 
 TEST_CASE("a queue index that the disk does not have is refused", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     bool running = GENERATE(false, true);
     unique_fd event = make_eventfd();
     int fd = event.get();
@@ -206,7 +206,7 @@ TEST_CASE("a queue index that the disk does not have is refused", "[hostile]") {
 }
 
 TEST_CASE("values out of range are refused", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     bool running = GENERATE(false, true);
     auto refuses = [&](uint32_t request, std::span<const std::byte> payload) {
         attacker bad(setup.victim(), running);
@@ -254,7 +254,7 @@ TEST_CASE("values out of range are refused", "[hostile]") {
 
 TEST_CASE("wrong flags, versions and unknown messages get the client dropped or refused",
           "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     for (uint32_t flags : {0u, 2u, 3u, vu_version | vu_reply, vu_version | 16u, ~0u}) {
         INFO("flags " << flags);
         attacker bad(setup.victim(), true);
@@ -277,7 +277,7 @@ TEST_CASE("wrong flags, versions and unknown messages get the client dropped or 
 }
 
 TEST_CASE("a whole session in one-byte pieces is understood", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     vhost_user_client client(setup.victim());
     unique_fd memory = make_memfd("guest", 1 << 20);
     auto send_slowly = [&client](uint32_t request, std::span<const std::byte> payload,
@@ -306,7 +306,7 @@ TEST_CASE("a whole session in one-byte pieces is understood", "[hostile]") {
 }
 
 TEST_CASE("a client that falls silent within a message holds up nobody else", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     for (size_t bytes : {size_t{1}, size_t{11}, size_t{12}, size_t{20}, size_t{51}}) {
         INFO(bytes << " bytes");
         attacker silent(setup.victim(), true);
@@ -326,7 +326,7 @@ TEST_CASE("a client that falls silent within a message holds up nobody else", "[
 }
 
 TEST_CASE("a client that does not read its replies is dropped", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     attacker bad(setup.victim(), true);
     bool gone = false;
     try {
@@ -343,7 +343,7 @@ TEST_CASE("a client that does not read its replies is dropped", "[hostile]") {
 }
 
 TEST_CASE("ten thousand random messages do no harm", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     random_source random(test_seed(610));
     std::vector<unique_fd> fds = some_memfds(4);
     fds.push_back(make_eventfd());

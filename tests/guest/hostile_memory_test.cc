@@ -45,7 +45,7 @@ bool refuses(hostile_setup& setup, bool running, uint32_t request,
 } // namespace
 
 TEST_CASE("a notification descriptor that is not an eventfd is refused", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     bool running = GENERATE(false, true);
     std::vector<named_fd> fds = odd_descriptors();
     fds.push_back({"a memfd", make_memfd("hostile", 4096)});
@@ -65,28 +65,30 @@ TEST_CASE("a notification descriptor that is not an eventfd is refused", "[hosti
 
 TEST_CASE("an eventfd whose counter is full, or that blocks, stops nobody", "[hostile]") {
     hostile_setup setup;
-    attacker bad(setup.victim(), true);
+    auto bad = std::make_unique<test_guest>(setup.victim(), small_guest());
     unique_fd full = make_eventfd();
     uint64_t most = ~uint64_t{0} - 1;
     REQUIRE(write(full.get(), &most, sizeof(most)) == sizeof(most));
     int flags = fcntl(full.get(), F_GETFL);
     REQUIRE(fcntl(full.get(), F_SETFL, flags & ~O_NONBLOCK) == 0);
-    bad.client().set_vring_fd(vu_set_vring_call, 0, full.get());
-    bad.client().set_vring_fd(vu_set_vring_err, 0, full.get());
-    bad.guest->driver.queue(0).arm_interrupt();
+    bad->device.set_call(0, full.get());
+    if (!vdpa_world()) {
+        bad->vhost_user().client().set_vring_fd(vu_set_vring_err, 0, full.get());
+    }
+    bad->driver.queue(0).arm_interrupt();
     // Blocking again, should the daemon have changed it.
     fcntl(full.get(), F_SETFL, flags & ~O_NONBLOCK);
     for (int i = 0; i < 10; i++) {
-        CHECK(bad.guest->driver.flush(0).status == blk_ok);
-        bad.guest->driver.queue(0).arm_interrupt();
+        CHECK(bad->driver.flush(0).status == blk_ok);
+        bad->driver.queue(0).arm_interrupt();
     }
     setup.daemon().control().result({{"op", "disk_list"}});
-    bad.guest.reset();
+    bad.reset();
     setup.check_serving();
 }
 
 TEST_CASE("memory regions that overlap, wrap, are empty or too many are refused", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     bool running = GENERATE(false, true);
     unique_fd memory = make_memfd("hostile", 8 * mib);
     constexpr uint64_t gpa = uint64_t{1} << 40;
@@ -160,7 +162,7 @@ TEST_CASE("memory regions that overlap, wrap, are empty or too many are refused"
 }
 
 TEST_CASE("memory that cannot be mapped is refused", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     bool running = GENERATE(false, true);
     std::vector<named_fd> fds = odd_descriptors();
     fds.push_back({"an eventfd", make_eventfd()});
@@ -186,7 +188,7 @@ TEST_CASE("memory that cannot be mapped is refused", "[hostile]") {
 }
 
 TEST_CASE("logs and in-flight areas of a wrong size are refused", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     bool running = GENERATE(false, true);
     unique_fd file = make_memfd("hostile", 64 << 10);
     int fd = file.get();
@@ -211,7 +213,7 @@ TEST_CASE("logs and in-flight areas of a wrong size are refused", "[hostile]") {
 }
 
 TEST_CASE("rings that are misaligned or outside guest memory are refused", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     constexpr uint64_t user = uint64_t{1} << 46;
     const vu_vring_addr good{0, 0, user, user + 0x4000, user + 0x8000, 0};
     struct {
@@ -272,7 +274,7 @@ TEST_CASE("rings that are misaligned or outside guest memory are refused", "[hos
 }
 
 TEST_CASE("memory whose file is truncated under the daemon costs only that client", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     // Which part goes away: the data buffers, or everything, with the rings that are being polled.
     bool rings_too = GENERATE(false, true);
     for (uint64_t round = scaled(5, 2); round > 0; round--) {
@@ -295,7 +297,7 @@ TEST_CASE("memory whose file is truncated under the daemon costs only that clien
         signal_eventfd(guest.driver.queue(0).setup(0).kick_fd);
         signal_eventfd(guest.driver.queue(1).setup(0).kick_fd);
         if (rings_too) {
-            CHECK(guest.device.client().dropped());
+            CHECK(guest.vhost_user().client().dropped());
         } else {
             // What went into the hole is answered with an error, or the client is dropped.
             deadline until(milliseconds(200));
@@ -310,21 +312,21 @@ TEST_CASE("memory whose file is truncated under the daemon costs only that clien
 }
 
 TEST_CASE("a log or an in-flight area that is truncated costs only that client", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     bool log = GENERATE(false, true);
     test_guest guest(setup.victim(), small_guest());
     unique_fd log_file = make_memfd("log", 4096);
     if (log) {
-        guest.device.client().set_log_base(4096, 0, log_file.get());
-        guest.device.client().set_features(guest.driver.features() | bit(feature_protocol) |
-                                           bit(feature_log_all));
+        guest.vhost_user().client().set_log_base(4096, 0, log_file.get());
+        guest.vhost_user().client().set_features(guest.driver.features() | bit(feature_protocol) |
+                                                 bit(feature_log_all));
     }
     std::vector<std::byte> data(4096);
     // The daemon seals the in-flight areas that it makes itself; a front end may bring its own.
-    vu_inflight area = guest.device.inflight_area();
+    vu_inflight area = guest.vhost_user().inflight_area();
     unique_fd area_file = make_memfd("in-flight", area.bytes);
     if (!log) {
-        guest.device.client().set_inflight_fd(area, area_file.get());
+        guest.vhost_user().client().set_inflight_fd(area, area_file.get());
     }
     CHECK(guest.driver.read(0, data).status == blk_ok);
     REQUIRE(ftruncate(log ? log_file.get() : area_file.get(), 0) == 0);
@@ -334,20 +336,20 @@ TEST_CASE("a log or an in-flight area that is truncated costs only that client",
         REQUIRE(guest.driver.submit(*request));
     }
     guest.driver.ring(0);
-    CHECK(guest.device.client().dropped());
+    CHECK(guest.vhost_user().client().dropped());
     guest.device.disconnect();
     setup.check_serving();
     setup.check_nothing_leaked();
 }
 
 TEST_CASE("an in-flight area full of rubbish does no harm", "[hostile]") {
-    hostile_setup setup;
+    vhost_user_setup setup;
     random_source random(test_seed(620));
     for (uint64_t round = scaled(60, 10); round > 0; round--) {
         test_guest guest(setup.victim(), small_guest());
         guest.driver.stop();
-        vu_inflight area = guest.device.inflight_area();
-        mapping map(guest.device.inflight_fd(), area.bytes, area.offset);
+        vu_inflight area = guest.vhost_user().inflight_area();
+        mapping map(guest.vhost_user().inflight_fd(), area.bytes, area.offset);
         if (random.chance(50)) {
             random.fill(map.bytes());
         } else {

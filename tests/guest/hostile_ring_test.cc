@@ -259,7 +259,7 @@ TEST_CASE("a broken ring stops, says so, and works again after a reset; nobody e
             test_guest& guest = breaker.guest;
             uint16_t used_before = breaker.queue().used_index();
             broken.break_it(breaker);
-            CHECK(take_eventfd(breaker.queue().err_fd(), deadline(default_timeout())));
+            CHECK(breaker.guest.device.wait_ring_error(0, default_timeout()));
             CHECK(guest.device.wait_config_change(default_timeout()));
             CHECK((guest.device.status() & status_needs_reset) != 0);
             CHECK(setup.daemon().wait_log("warning: disk victim queue 0: stopped: ", log_before));
@@ -275,7 +275,6 @@ TEST_CASE("a broken ring stops, says so, and works again after a reset; nobody e
 
             guest.device.set_status(0);
             CHECK(guest.device.status() == 0);
-            guest.device.forget_inflight();
             guest.driver.start();
             CHECK(guest.driver.flush(0).status == blk_ok);
             CHECK(guest.driver.flush(1).status == blk_ok);
@@ -300,7 +299,7 @@ TEST_CASE("an indirect table that was not negotiated breaks the ring", "[hostile
     entries[2] = {breaker.status, 1, desc_write, 0};
     breaker.set(0, table, 48, desc_indirect);
     breaker.go(0);
-    CHECK(take_eventfd(breaker.queue().err_fd(), deadline(default_timeout())));
+    CHECK(breaker.guest.device.wait_ring_error(0, default_timeout()));
     CHECK(breaker.guest.driver.flush(1).status == blk_ok);
 }
 
@@ -316,7 +315,7 @@ TEST_CASE("what was in flight when its ring broke is still answered", "[hostile]
     // The ninth is broken; all nine become visible at once.
     breaker.queue().publish_head(60000);
     breaker.queue().kick();
-    CHECK(take_eventfd(breaker.queue().err_fd(), deadline(default_timeout())));
+    CHECK(breaker.guest.device.wait_ring_error(0, default_timeout()));
     deadline until(default_timeout());
     while (driver.in_flight() != 0 && !until.passed()) {
         driver.poll(0);

@@ -36,7 +36,7 @@ std::vector<std::byte> run_all_modes(test_daemon& daemon, const std::string& dis
                 options.blk.interrupts = interrupts;
                 options.blk.first_index = static_cast<uint16_t>(65500 + salt);
                 options.vhost.slots_one_by_one = salt % 3 == 0;
-                test_guest guest(daemon.socket(disk), options);
+                test_guest guest(daemon.device(disk), options);
                 model_run run(guest.driver, model, test_seed(salt++));
                 run.expect_id(disk);
                 run.run(operations);
@@ -49,7 +49,7 @@ std::vector<std::byte> run_all_modes(test_daemon& daemon, const std::string& dis
         }
     }
     std::vector<std::byte> whole(disk_bytes);
-    test_guest guest(daemon.socket(disk));
+    test_guest guest(daemon.device(disk));
     for (uint64_t at = 0; at < disk_bytes; at += 1 << 20) {
         REQUIRE(
             guest.driver.read(at / sector_bytes, std::span(whole).subspan(at, 1 << 20)).status ==
@@ -64,65 +64,65 @@ std::vector<std::byte> run_all_modes(test_daemon& daemon, const std::string& dis
 TEST_CASE("random concurrent I/O on a file with O_DIRECT reads back what was written, in every "
           "driver mode",
           "[integrity]") {
-    temporary_directory on_disk(built_program("."));
-    std::string path = on_disk / "image";
-    make_file(path, disk_bytes);
-    if (!takes_direct_io(path)) {
+    test_storage storage(storage_folder());
+    storage.add_file("t", disk_bytes);
+    if (!takes_direct_io(storage.path("t"))) {
         SKIP("the build folder's file system does not take O_DIRECT");
     }
-    test_daemon daemon(file_target("t", path) + disk_on("d", "t", "queues = 4\n"));
+    test_daemon daemon(storage.targets() + storage.disk("d", "t", "queues = 4\n"));
     std::vector<std::byte> model = run_all_modes(daemon, "d", scaled(4000, 100));
-    CHECK(compare_backing(model, {{path, 0, disk_bytes}}) == disk_bytes);
+    CHECK(compare_backing(model, {storage.part("t")}) == disk_bytes);
 }
 
-TEST_CASE("random concurrent I/O on tmpfs reads back what was written, in every driver mode",
+TEST_CASE("random concurrent I/O on tmpfs or a drive reads back what was written, in every driver "
+          "mode",
           "[integrity]") {
-    temporary_directory in_memory("/dev/shm");
-    std::string path = in_memory / "image";
-    make_file(path, disk_bytes);
-    test_daemon daemon(file_target("t", path) + disk_on("d", "t", "queues = 4\n"));
+    test_storage storage;
+    storage.add("t", disk_bytes);
+    test_daemon daemon(storage.targets() + storage.disk("d", "t", "queues = 4\n"));
     std::vector<std::byte> model = run_all_modes(daemon, "d", scaled(4000, 100));
-    CHECK(compare_backing(model, {{path, 0, disk_bytes}}) == disk_bytes);
+    CHECK(compare_backing(model, {storage.part("t")}) == disk_bytes);
 }
 
 TEST_CASE("a disk of shuffled extents of two targets holds each byte where its table says",
           "[integrity]") {
-    temporary_directory files("/dev/shm");
     constexpr uint64_t chunk = 64 << 10;
     constexpr uint64_t target_bytes = 16 << 20;
-    std::string path[2] = {files / "a", files / "b"};
-    make_file(path[0], target_bytes);
-    make_file(path[1], target_bytes);
+    test_storage storage;
+    storage.add("a", target_bytes);
+    storage.add_file("b", target_bytes);
 
-    // All chunks of both targets, in a random order, and neighbours joined where they happen to be.
+    // All chunks of both targets, in a random order.
+    struct place {
+        const char* target;
+        uint64_t offset;
+    };
     random_source random(test_seed(100));
-    std::vector<backing_extent> extents;
+    std::vector<place> chunks;
     for (uint64_t at = 0; at < target_bytes; at += chunk) {
-        extents.push_back({path[0], at, chunk});
-        extents.push_back({path[1], at, chunk});
+        chunks.push_back({"a", at});
+        chunks.push_back({"b", at});
     }
-    for (size_t i = extents.size(); i > 1; i--) {
-        std::swap(extents[i - 1], extents[random.below(i)]);
+    for (size_t i = chunks.size(); i > 1; i--) {
+        std::swap(chunks[i - 1], chunks[random.below(i)]);
     }
-    extents.resize(extents.size() / 2 + random.below(extents.size() / 2));
+    const size_t used = chunks.size() / 2 + random.below(chunks.size() / 2);
     std::string list;
-    uint64_t bytes = 0;
-    for (const backing_extent& extent : extents) {
-        list += std::string(list.empty() ? "" : ", ") + "{ target = \"" +
-                (extent.path == path[0] ? "a" : "b") +
-                "\", offset = " + std::to_string(extent.offset) +
-                ", length = " + std::to_string(extent.bytes) + " }";
-        bytes += extent.bytes;
+    std::vector<backing_extent> extents;
+    for (const place& at : std::span(chunks).first(used)) {
+        list += (list.empty() ? "" : ", ") + storage.extent(at.target, at.offset, chunk);
+        extents.push_back(storage.part(at.target, at.offset, chunk));
     }
-    test_daemon daemon(file_target("a", path[0]) + file_target("b", path[1]) +
-                       "[[disk]]\nname = \"d\"\nqueues = 2\nextents = [ " + list + " ]\n");
+    const uint64_t bytes = used * chunk;
+    test_daemon daemon(storage.targets() +
+                       disk_of("d", "queues = 2\nextents = [ " + list + " ]\n"));
     std::vector<std::byte> model(bytes);
     guest_options options;
     options.slots = 8;
     options.memory_bytes = 96 << 20;
     options.blk.queues = 2;
     options.blk.depth = 16;
-    test_guest guest(daemon.socket("d"), options);
+    test_guest guest(daemon.device("d"), options);
     REQUIRE(guest.driver.capacity() == bytes / sector_bytes);
     run_options run_options;
     run_options.max_bytes = 512 << 10; // crosses several chunks
@@ -131,38 +131,29 @@ TEST_CASE("a disk of shuffled extents of two targets holds each byte where its t
     CHECK(compare_backing(model, extents) == bytes);
 
     // What is not in the disk's table was not written.
-    std::vector<bool> used(2 * target_bytes / chunk);
-    for (const backing_extent& extent : extents) {
-        used[(extent.path == path[0] ? 0 : target_bytes / chunk) + extent.offset / chunk] = true;
-    }
     std::vector<std::byte> zeroes(chunk);
-    for (size_t i = 0; i < used.size(); i++) {
-        if (!used[i]) {
-            uint64_t at = i * chunk;
-            bool in_a = at < target_bytes;
-            CHECK(compare_backing(zeroes, {{path[in_a ? 0 : 1], in_a ? at : at - target_bytes,
-                                            chunk}}) == chunk);
-        }
+    for (const place& at : std::span(chunks).subspan(used)) {
+        CHECK(compare_backing(zeroes, {storage.part(at.target, at.offset, chunk)}) == chunk);
     }
 }
 
 TEST_CASE("requests of up to 16 MiB, aligned and not, read back what was written", "[integrity]") {
-    temporary_directory files(built_program("."));
     constexpr uint64_t bytes = 64 << 20;
-    make_file(files / "image", bytes);
-    test_daemon daemon(file_target("t", files / "image") + disk_on("d", "t"));
+    test_storage storage(storage_folder());
+    storage.add("t", bytes);
+    test_daemon daemon(storage.targets() + storage.disk("d", "t"));
     std::vector<std::byte> model(bytes);
     guest_options options;
     options.slots = 6;
     options.memory_bytes = 96 << 20;
     options.blk.depth = 3;
-    test_guest guest(daemon.socket("d"), options);
+    test_guest guest(daemon.device("d"), options);
     run_options run_options;
     run_options.max_bytes = 16 << 20;
     run_options.max_discard_bytes = 32 << 20;
     model_run run(guest.driver, model, test_seed(110), run_options);
     run.run(scaled(150, 20));
-    CHECK(compare_backing(model, {{files / "image", 0, bytes}}) == bytes);
+    CHECK(compare_backing(model, {storage.part("t")}) == bytes);
 
     // The largest of all, which the random choice may have left out.
     std::vector<std::byte> largest(16 << 20);
@@ -174,11 +165,10 @@ TEST_CASE("requests of up to 16 MiB, aligned and not, read back what was written
 }
 
 TEST_CASE("rings of 2, 16 and 1024 entries carry verified I/O", "[integrity]") {
-    temporary_directory files("/dev/shm");
     constexpr uint64_t bytes = 16 << 20;
-    make_file(files / "image", bytes);
-    test_daemon daemon(file_target("t", files / "image") +
-                       disk_on("d", "t", "queue_size = 1024\n"));
+    test_storage storage;
+    storage.add("t", bytes);
+    test_daemon daemon(storage.targets() + storage.disk("d", "t", "queue_size = 1024\n"));
     std::vector<std::byte> model(bytes);
     for (uint16_t size : {uint16_t{2}, uint16_t{16}, uint16_t{1024}}) {
         INFO("queue size " << size);
@@ -186,7 +176,7 @@ TEST_CASE("rings of 2, 16 and 1024 entries carry verified I/O", "[integrity]") {
         options.memory_bytes = 192 << 20;
         options.blk.queue_size = size;
         options.blk.depth = std::min<unsigned>(size, 128);
-        test_guest guest(daemon.socket("d"), options);
+        test_guest guest(daemon.device("d"), options);
         run_options run_options;
         run_options.max_bytes = 32 << 10;
         // Two descriptors are too few for a chain, so there it is indirect tables only.
@@ -195,15 +185,15 @@ TEST_CASE("rings of 2, 16 and 1024 entries carry verified I/O", "[integrity]") {
         run.run(scaled(6000, 100));
         guest.driver.stop();
     }
-    CHECK(compare_backing(model, {{files / "image", 0, bytes}}) == bytes);
+    CHECK(compare_backing(model, {storage.part("t")}) == bytes);
 }
 
 TEST_CASE("rings with direct descriptors only, and a driver that takes no optional feature, work",
           "[integrity]") {
-    temporary_directory files("/dev/shm");
     constexpr uint64_t bytes = 8 << 20;
-    make_file(files / "image", bytes);
-    test_daemon daemon(file_target("t", files / "image") + disk_on("d", "t"));
+    test_storage storage;
+    storage.add("t", bytes);
+    test_daemon daemon(storage.targets() + storage.disk("d", "t"));
     std::vector<std::byte> model(bytes);
     guest_options options;
     options.blk.indirect = false;
@@ -211,21 +201,21 @@ TEST_CASE("rings with direct descriptors only, and a driver that takes no option
     options.blk.depth = 16;
     options.blk.features = bit(feature_version_1);
     options.vhost.protocol_features = bit(vu_feature_mq) | bit(vu_feature_config);
-    test_guest guest(daemon.socket("d"), options);
+    test_guest guest(daemon.device("d"), options);
     run_options run_options;
     run_options.discard = run_options.write_zeroes = false; // not negotiated
     model_run run(guest.driver, model, test_seed(130), run_options);
     run.run(scaled(5000, 100));
-    CHECK(compare_backing(model, {{files / "image", 0, bytes}}) == bytes);
+    CHECK(compare_backing(model, {storage.part("t")}) == bytes);
 }
 
 TEST_CASE("DISCARD gives the file's space back, WRITE ZEROES with unmap may", "[integrity]") {
-    temporary_directory files(built_program("."));
     constexpr uint64_t bytes = 8 << 20;
-    std::string path = files / "image";
-    make_file(path, bytes);
-    test_daemon daemon(file_target("t", path) + disk_on("d", "t"));
-    test_guest guest(daemon.socket("d"));
+    test_storage storage(storage_folder());
+    storage.add_file("t", bytes);
+    const std::string path = storage.path("t");
+    test_daemon daemon(storage.targets() + storage.disk("d", "t"));
+    test_guest guest(daemon.device("d"));
     std::vector<std::byte> data(bytes);
     random_source(test_seed(140)).fill(data);
     REQUIRE(guest.driver.write(0, data).status == blk_ok);

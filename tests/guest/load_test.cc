@@ -18,9 +18,8 @@ std::string name_of(unsigned i) {
 std::string many_null_disks() {
     std::string config = null_target("null", "1T");
     for (unsigned i = 0; i < disks; i++) {
-        config += "[[disk]]\nname = \"" + name_of(i) +
-                  "\"\nextents = [ { target = \"null\", offset = \"" + std::to_string(i) +
-                  "G\", length = \"1G\" } ]\n";
+        config += disk_of(name_of(i), "extents = [ { target = \"null\", offset = \"" +
+                                          std::to_string(i) + "G\", length = \"1G\" } ]\n");
     }
     return config;
 }
@@ -31,7 +30,7 @@ std::vector<std::unique_ptr<test_guest>> attach_all(test_daemon& daemon, unsigne
     options.blk.depth = depth;
     std::vector<std::unique_ptr<test_guest>> guests;
     for (unsigned i = 0; i < disks; i++) {
-        guests.push_back(std::make_unique<test_guest>(daemon.socket(name_of(i)), options));
+        guests.push_back(std::make_unique<test_guest>(daemon.device(name_of(i)), options));
         REQUIRE(guests.back()->driver.flush().status == blk_ok);
     }
     return guests;
@@ -132,7 +131,7 @@ TEST_CASE("the queues of one disk are spread over the pollers, and each serves",
                        disk_on("d", "null", "queues = 4\n"));
     guest_options options;
     options.blk.queues = 4;
-    test_guest guest(daemon.socket("d"), options);
+    test_guest guest(daemon.device("d"), options);
     for (unsigned queue = 0; queue < 4; queue++) {
         for (int i = 0; i < 100; i++) {
             REQUIRE(guest.driver.flush(queue).status == blk_ok);

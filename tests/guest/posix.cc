@@ -60,7 +60,7 @@ int deadline::poll_ms() const {
 }
 
 milliseconds default_timeout() {
-    return sanitized_build() ? milliseconds(60000) : milliseconds(20000);
+    return milliseconds(60000);
 }
 
 bool wait_readable(int fd, const deadline& until) {

@@ -22,6 +22,10 @@ struct guest_error : std::runtime_error {
 struct timeout_error : guest_error {
     using guest_error::guest_error;
 };
+// The device answered a request of ours with an error.
+struct refused : guest_error {
+    using guest_error::guest_error;
+};
 // The other side closed the connection.
 struct disconnected : guest_error {
     using guest_error::guest_error;
@@ -84,7 +88,7 @@ class deadline {
     std::chrono::steady_clock::time_point end_;
 };
 
-// Long enough for a loaded machine and a sanitizer; only a bug ever waits for all of it.
+// Long enough for a loaded machine, a sanitizer, an emulated CPU; only a bug waits for all of it.
 milliseconds default_timeout();
 
 // True once fd is readable (or has hung up), false when time is up.

@@ -27,17 +27,16 @@ uint64_t listed_size(control_client& control, const std::string& name) {
 }
 
 struct resizable_daemon {
-    temporary_directory files{"/dev/shm"};
+    test_storage storage;
     test_daemon daemon;
     resizable_daemon() : daemon(configuration()) {}
-    std::string configuration() const {
-        make_file(files / "image", 64 * mib);
-        make_file(files / "parts", 64 * mib);
-        return file_target("t", files / "image") + file_target("p", files / "parts") +
-               disk_on("d", "t", "size = \"32M\"\n") +
-               "[[disk]]\nname = \"e\"\nsize = \"32M\"\nextents = [ "
-               "{ target = \"p\", offset = \"32M\", length = \"16M\" }, "
-               "{ target = \"p\", offset = 0, length = \"32M\" } ]\n";
+    std::string configuration() {
+        storage.add_file("t", 64 * mib); // only a file grows with its disk
+        storage.add("p", 64 * mib);
+        return storage.targets() + storage.disk("d", "t", "size = \"32M\"\n") +
+               disk_of("e", "size = \"32M\"\nextents = [ " +
+                                storage.extent("p", 32 * mib, 16 * mib) + ", " +
+                                storage.extent("p", 0, 32 * mib) + " ]\n");
     }
 };
 
@@ -49,7 +48,7 @@ TEST_CASE("a disk that grows under load tells its driver, and takes I/O in the n
     control_client control = setup.daemon.control();
     guest_options options;
     options.blk.depth = 16;
-    test_guest guest(setup.daemon.socket("d"), options);
+    test_guest guest(setup.daemon.device("d"), options);
     CHECK(guest.driver.capacity() == 32 * mib / sector_bytes);
     std::vector<std::byte> model(64 * mib);
     run_options part;
@@ -78,14 +77,14 @@ TEST_CASE("a disk that grows under load tells its driver, and takes I/O in the n
         CHECK(guest.driver.read(last + 1, block).status == blk_ioerr);
         CHECK(guest.driver.write(last + 8, block).status == blk_ioerr);
     }
-    CHECK(compare_backing(model, {{setup.files / "image", 0, 64 * mib}}) == 64 * mib);
+    CHECK(compare_backing(model, {setup.storage.part("t")}) == 64 * mib);
 }
 
 TEST_CASE("a resize that cannot be done is refused with the reason, and changes nothing",
           "[resize]") {
     resizable_daemon setup;
     control_client control = setup.daemon.control();
-    test_guest guest(setup.daemon.socket("e"));
+    test_guest guest(setup.daemon.device("e"));
     CHECK_THAT(control.error(resize("e", 16 * mib)), ContainsSubstring("shrink"));
     CHECK_THAT(control.error(resize("e", 32 * mib - 512)), ContainsSubstring("shrink"));
     CHECK_THAT(control.error(resize("e", 0)), ContainsSubstring("e"));
@@ -103,7 +102,7 @@ TEST_CASE("a resize that cannot be done is refused with the reason, and changes 
 
 TEST_CASE("a disk of extents grows as far as they reach", "[resize]") {
     resizable_daemon setup;
-    test_guest guest(setup.daemon.socket("e"));
+    test_guest guest(setup.daemon.device("e"));
     std::vector<std::byte> data(2 * mib);
     random_source(test_seed(310)).fill(data);
     REQUIRE(guest.driver.write(0, data).status == blk_ok);
@@ -115,25 +114,25 @@ TEST_CASE("a disk of extents grows as far as they reach", "[resize]") {
     CHECK(back == data);
     // The first 16 MiB of the disk are the target's last; the last of the disk is at its 32nd.
     REQUIRE(guest.driver.write(46 * mib / sector_bytes, data).status == blk_ok);
-    CHECK(compare_backing(data, {{setup.files / "parts", 32 * mib, 2 * mib}}) == 2 * mib);
-    CHECK(compare_backing(data, {{setup.files / "parts", 30 * mib, 2 * mib}}) == 2 * mib);
+    CHECK(compare_backing(data, {setup.storage.part("p", 32 * mib, 2 * mib)}) == 2 * mib);
+    CHECK(compare_backing(data, {setup.storage.part("p", 30 * mib, 2 * mib)}) == 2 * mib);
 }
 
 TEST_CASE("a disk that is a whole file grows with its file", "[resize]") {
     resizable_daemon setup;
-    test_guest guest(setup.daemon.socket("d"));
+    test_guest guest(setup.daemon.device("d"));
     setup.daemon.control().result(resize("d", 80 * mib));
     CHECK(guest.device.wait_config_change(default_timeout()));
     std::vector<std::byte> data(2 * mib);
     random_source(test_seed(320)).fill(data);
     REQUIRE(guest.driver.write(78 * mib / sector_bytes, data).status == blk_ok);
-    CHECK(compare_backing(data, {{setup.files / "image", 78 * mib, 2 * mib}}) == 2 * mib);
+    CHECK(compare_backing(data, {setup.storage.part("t", 78 * mib, 2 * mib)}) == 2 * mib);
 }
 
 TEST_CASE("a disk without a guest grows, and the next guest sees it", "[resize]") {
     resizable_daemon setup;
     setup.daemon.control().result(resize("d", 48 * mib));
-    test_guest guest(setup.daemon.socket("d"));
+    test_guest guest(setup.daemon.device("d"));
     CHECK(guest.driver.capacity() == 48 * mib / sector_bytes);
     std::vector<std::byte> block(4096);
     CHECK(guest.driver.write(48 * mib / sector_bytes - 8, block).status == blk_ok);

@@ -11,11 +11,6 @@
 
 namespace vql::guest {
 
-// The back end answered a request with an error (REPLY_ACK, or an empty GET_CONFIG reply).
-struct refused : guest_error {
-    using guest_error::guest_error;
-};
-
 struct vu_message {
     vu_header header{};
     std::vector<std::byte> payload;
@@ -48,7 +43,8 @@ class vhost_user_client {
     void close();
     int fd() const { return socket_.get(); }
 
-    // A request with need_reply where REPLY_ACK was negotiated: then an error throws refused.
+    // A request with need_reply where REPLY_ACK was negotiated: then an error throws refused, as an
+    // empty GET_CONFIG reply does.
     void command(uint32_t request, std::span<const std::byte> payload = {},
                  std::span<const int> fds = {});
     vu_message query(uint32_t request, std::span<const std::byte> payload = {},

@@ -53,7 +53,7 @@ void vhost_user_transport::share_memory(const guest_memory& memory) {
             throw refused("the device takes fewer memory slots than the guest has");
         }
         for (const memory_slot& slot : memory.slots()) {
-            client_->add_mem_reg(region_of(slot), slot.file->get());
+            add_slot(slot);
         }
         return;
     }
@@ -64,6 +64,14 @@ void vhost_user_transport::share_memory(const guest_memory& memory) {
         fds.push_back(slot.file->get());
     }
     client_->set_mem_table(regions, fds);
+}
+
+void vhost_user_transport::add_slot(const memory_slot& slot) {
+    client_->add_mem_reg(region_of(slot), slot.file->get());
+}
+
+void vhost_user_transport::remove_slot(const memory_slot& slot) {
+    client_->rem_mem_reg(region_of(slot));
 }
 
 void vhost_user_transport::share_inflight_area(unsigned queues, uint16_t queue_size) {
@@ -92,8 +100,10 @@ void vhost_user_transport::start_queues(std::span<const vring_setup> queues) {
         largest = std::max(largest, setup.size);
     }
     share_inflight_area(static_cast<unsigned>(queues.size()), largest);
+    err_fds_.clear();
     unsigned index = 0;
     for (const vring_setup& setup : queues) {
+        err_fds_.push_back(setup.err_fd);
         client_->set_vring_num(index, setup.size);
         client_->set_vring_base(index, setup.base);
         client_->set_vring_addr(vring_addr(index, setup));

@@ -34,6 +34,7 @@ enum feature : unsigned {
     feature_event_idx = 29,
     feature_protocol = 30,
     feature_version_1 = 32,
+    feature_access_platform = 33,
 };
 
 constexpr uint64_t bit(unsigned n) {
