@@ -291,18 +291,18 @@ bool test_guest::disk_lost(milliseconds timeout) {
         return vhost_user().client().dropped(timeout);
     }
     deadline until(timeout);
-    while (driver.in_flight() != 0) {
+    while (!until.passed()) {
         for (unsigned queue = 0; queue < driver.options().queues; queue++) {
-            if (blk_request* request = driver.poll(queue)) {
+            while (blk_request* request = driver.poll(queue)) {
                 driver.release(*request);
             }
         }
-        if (until.passed()) {
-            return false;
+        std::array<std::byte, sector_bytes> sector;
+        if (driver.in_flight() == 0 && driver.read(0, sector).status == blk_ioerr) {
+            return true;
         }
     }
-    std::array<std::byte, sector_bytes> sector;
-    return driver.read(0, sector).status == blk_ioerr;
+    return false;
 }
 
 bystander::bystander(const std::string& path, uint64_t disk_bytes, uint64_t seed) {
