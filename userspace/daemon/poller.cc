@@ -144,10 +144,8 @@ void poller::run() {
             served_queue* q = busy_[(first_ + i) % n];
             work |= poll_queue(*q, now);
         }
-        if (broke_) {
-            std::erase_if(busy_, [](const served_queue* q) { return q->vq->ring_error != 0; });
-            broke_ = false;
-        }
+        if (left_round_)
+            leave_round();
         first_ = n ? (first_ + 1) % n : 0; // when requests run out, another one is first next time
         for (nvme_lane* lane : lanes_)
             lane->engine.flush(); // one doorbell for the whole round
@@ -167,6 +165,24 @@ void poller::run() {
             sleep();
             before = clock_ns();
         }
+    }
+}
+
+// Queues that broke, or have no more to drain, leave the round, and only then are told to be
+// drained: from that moment on they are not ours to touch.
+void poller::leave_round() {
+    left_round_ = false;
+    for (size_t i = 0; i < busy_.size();) {
+        served_queue& q = *busy_[i];
+        const bool draining = q.now == served_queue::state::draining;
+        if (!q.vq->ring_error && !(draining && q.all_resubmitted())) {
+            i++;
+            continue;
+        }
+        busy_[i] = busy_.back();
+        busy_.pop_back();
+        if (draining)
+            check_drained(q);
     }
 }
 
@@ -315,7 +331,7 @@ void poller::disarm(virtqueue& vq) {
 void poller::rest_idle(uint64_t now) {
     std::erase_if(busy_, [&](served_queue* q) {
         virtqueue& vq = *q->vq;
-        if (now - q->last_work_ns < options_.spin_ns || !vq.kick)
+        if (now - q->last_work_ns < options_.spin_ns || !vq.kick || !q->all_resubmitted())
             return false;
         if (arm(vq)) {
             disarm(vq);
@@ -364,7 +380,9 @@ void poller::add_queue(served_queue& q) {
 }
 
 void poller::remove_queue(served_queue& q, std::function<void()> drained) {
-    std::erase(busy_, &q);
+    // What an earlier daemon left is done first: who serves the queue next does not know of it.
+    if (q.all_resubmitted())
+        std::erase(busy_, &q);
     q.now = served_queue::state::draining;
     q.drained = std::move(drained);
     if (q.kick_armed)
@@ -380,7 +398,7 @@ void poller::disarm_kick(served_queue& q) {
 }
 
 void poller::check_drained(served_queue& q) {
-    if (q.in_flight || q.to_publish || q.kick_armed || q.disarming)
+    if (q.in_flight || q.to_publish || q.kick_armed || q.disarming || !q.all_resubmitted())
         return;
     q.now = served_queue::state::detached;
     queues_--;

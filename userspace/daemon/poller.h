@@ -80,6 +80,7 @@ struct served_queue {
     bool disarming = false;  // … and its removal was asked for
     uint32_t in_flight = 0;
     size_t resubmitted = 0; // of vq->resubmit
+    bool all_resubmitted() const { return resubmitted == vq->resubmit.size() || vq->ring_error; }
     uint64_t last_work_ns = 0;
     std::function<void()> drained; // posted when draining ends
 };
@@ -167,6 +168,7 @@ class poller {
     result<void> set_up();
     void run();
     bool run_mailbox();
+    void leave_round();
     bool reap();
     bool reap_nvme();
     void finished(request& r, vql_status status);
@@ -230,8 +232,9 @@ class poller {
     std::vector<served_queue*> to_publish_;
     size_t queues_ = 0; // added and not removed
     std::vector<pinned> memory_;
-    bool broke_ = false; // a busy queue's ring broke in this round
-    size_t first_ = 0;   // the busy queue whose turn it is to go first
+    // A busy queue is to leave: its ring broke, or it has no more to drain.
+    bool left_round_ = false;
+    size_t first_ = 0; // the busy queue whose turn it is to go first
 
     unique_fd wake_;
     std::mutex mutex_; // guards mailbox_

@@ -77,6 +77,10 @@ bool poller::poll_queue(served_queue& q, uint64_t now) {
         room--;
         work = true;
     }
+    if (VQL_UNLIKELY(q.now == served_queue::state::draining)) {
+        left_round_ |= q.all_resubmitted();
+        return work;
+    }
     const int pending = vql_ring_pending(&vq.ring);
     if (pending < 0) {
         break_ring(q, -pending);
@@ -136,8 +140,9 @@ bool poller::take(served_queue& q, uint16_t head, uint64_t now) {
 // The driver broke the rules in a way that cannot be answered: serve this ring no more.
 void poller::break_ring(served_queue& q, int error) {
     q.vq->ring_error = error;
-    q.now = served_queue::state::idle;
-    broke_ = true;
+    if (q.now != served_queue::state::draining)
+        q.now = served_queue::state::idle;
+    left_round_ = true;
     loop_.post(q.broken);
 }
 

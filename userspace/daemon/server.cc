@@ -115,14 +115,18 @@ result<target*> server::open_target(const target_config& c) {
 }
 
 // The pollers hold the file in their tables: it is closed when the last has let go of it.
-void server::close_target(target& t) {
+void server::close_target(target& t, std::function<void()> done) {
+    targets_.retire(t);
     auto left = std::make_shared<size_t>(pollers_.size());
     for (auto& p : pollers_) {
-        p->post([this, p = p.get(), &t, left] {
+        p->post([this, p = p.get(), &t, left, done] {
             p->remove_target(t);
-            loop_.post([this, &t, left] {
-                if (--*left == 0)
-                    targets_.close(t);
+            loop_.post([this, &t, left, done] {
+                if (--*left != 0)
+                    return;
+                targets_.close(t);
+                if (done)
+                    done();
             });
         });
     }
@@ -251,22 +255,33 @@ void server::remove_disk(const std::string& name, bool force, completion done) {
         std::erase(leaving_, name);
         if (!ok)
             return done(std::move(ok));
-        disk_ended(d);
-        log_info("disk " + name + ": removed");
-        done({});
+        disk_ended(d, [name, done] {
+            log_info("disk " + name + ": removed");
+            done({});
+        });
     });
 }
 
-// Destroy @d, and the targets that were opened for it, if nobody else uses them.
-void server::disk_ended(disk* d) {
+// Destroy @d, and the targets that were opened for it, if nobody else uses them; @done when these
+// are closed, so that they can be opened again.
+void server::disk_ended(disk* d, std::function<void()> done) {
     std::vector<target*> own;
     for (target* t : d->layout().targets)
         if (made_for_disk(t->name))
             own.push_back(t);
     std::erase_if(disks_, [&](const auto& p) { return p.get() == d; });
-    for (target* t : own)
-        if (!targets_.claimed(*t))
-            close_target(*t);
+    auto left = std::make_shared<size_t>(1);
+    const auto closed = [left, done = std::move(done)] {
+        if (--*left == 0)
+            done();
+    };
+    for (target* t : own) {
+        if (!targets_.claimed(*t)) {
+            ++*left;
+            close_target(*t, closed);
+        }
+    }
+    closed();
 }
 
 void server::resize_disk(const std::string& name, uint64_t bytes, completion done) {

@@ -48,8 +48,8 @@ class server {
     result<void> lock_run_dir();
     result<void> start_pollers();
     result<target*> open_target(const target_config& c);
-    void close_target(target& t);
-    void disk_ended(disk* d);
+    void close_target(target& t, std::function<void()> done = {});
+    void disk_ended(disk* d, std::function<void()> done);
     result<disk*> adopt(const std::string& name);
     void report_orphans();
     void once_a_second();

@@ -70,12 +70,14 @@ result<std::unique_ptr<target>> target_set::open_nvme(const target_config& c) {
 
 target* target_set::find(const std::string& name) const {
     for (const auto& t : targets_)
-        if (t->name == name)
+        if (t->name == name &&
+            std::find(retired_.begin(), retired_.end(), t.get()) == retired_.end())
             return t.get();
     return nullptr;
 }
 
 void target_set::close(target& t) {
+    std::erase(retired_, &t);
     (*table_)[t.id].store(nullptr, std::memory_order_release);
     if (t.kind == target_kind::nvme)
         controllers_->unuse(t.controller);

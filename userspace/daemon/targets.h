@@ -34,7 +34,9 @@ class target_set {
     // Open what @c names. Refused: a name that exists, a namespace that another target is.
     result<target*> open(const target_config& c);
     target* find(const std::string& name) const;
-    // Close @t, which nobody uses any more: no claim, and pollers were told.
+    // Closing @t takes two steps: nobody finds it any more; then, when pollers have let go of it
+    // and no claim is left, it ends.
+    void retire(const target& t) { retired_.push_back(&t); }
     void close(target& t);
     bool claimed(const target& t) const;
     // Look again how large @t is, and make a regular file as large as @want. Returns the usable
@@ -56,6 +58,7 @@ class target_set {
 
     controller_set* controllers_ = nullptr;
     std::vector<std::unique_ptr<target>> targets_;
+    std::vector<const target*> retired_;
     std::vector<claim> claims_;
     std::unique_ptr<target_table> table_ = std::make_unique<target_table>();
     std::array<uint64_t, VQL_MAX_TARGETS> reported_{};
