@@ -228,17 +228,18 @@ TEST_CASE("an unknown key is named with those that are known", "[config]") {
         {"[demon]\n", "FILE:1: demon: unknown key (known: daemon, target, disk)"},
         {"\n[daemon]\npollrs = [1]\n", "FILE:3: daemon.pollrs: unknown key (known: run_dir, "
                                        "bpf_dir, bpf, pollers, spin_us, spin, "
-                                       "register_memory, log_level)"},
+                                       "register_memory, allow_untranslated_dma, log_level)"},
         {"[[target]]\nname = \"t\"\nfile = \"x\"\n",
-         "FILE:3: target[0].file: unknown key (known: name, type, path, size)"},
+         "FILE:3: target[0].file: unknown key (known: name, type, path, size, device, "
+         "namespace)"},
         {disk("target = \"t\"\nqueue = 1"),
          "FILE:8: disk[0].queue: unknown key (known: name, target, extents, size, chunk_size, "
-         "read_only, queues, queue_size, socket, socket_mode)"},
+         "read_only, queues, queue_size, frontend, socket, socket_mode)"},
         {disk("extents = [\n{ target = \"t\" },\n{ target = \"t\", len = 1 },\n]"),
          "FILE:9: disk[0].extents[1].len: unknown key (known: target, offset, length)"},
         {disk("op = \"x\""),
          "FILE:7: disk[0].op: unknown key (known: name, target, extents, size, chunk_size, "
-         "read_only, queues, queue_size, socket, socket_mode)"},
+         "read_only, queues, queue_size, frontend, socket, socket_mode)"},
     });
 }
 
