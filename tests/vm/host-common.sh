@@ -110,17 +110,24 @@ wait_for() {
 
 # monitor COMMAND…: a command of QEMU's human monitor; prints the answer.
 monitor() {
-    local line id=$RANDOM$RANDOM answer=
-    exec 4<>/dev/ttyS2
-    printf '{"execute":"qmp_capabilities"}\n{"execute":"human-monitor-command","arguments":{"command-line":"%s"},"id":%s}\n' \
-        "${*//\"/\\\"}" "$id" >&4
-    while read -r -t 20 -u 4 line; do
-        [[ $line == *"\"id\": $id"* ]] || continue
-        answer=$line
-        break
+    local line id answer= try
+    # The serial port may have echoed QEMU's greeting back to it before anybody could say that it shall
+    # not: then the first try ends in that garbage.
+    for try in 1 2 3; do
+        id=$RANDOM$RANDOM
+        exec 4<>/dev/ttyS2
+        stty -F /dev/ttyS2 raw -echo
+        printf '{"execute":"qmp_capabilities"}\n{"execute":"human-monitor-command","arguments":{"command-line":"%s"},"id":%s}\n' \
+            "${*//\"/\\\"}" "$id" >&4
+        while read -r -t 20 -u 4 line; do
+            [[ $line == *"\"id\": $id"* ]] || continue
+            answer=$line
+            break
+        done
+        exec 4>&-
+        [[ $answer != *'"return": '* ]] || break
     done
-    exec 4>&-
-    [[ $answer == *'"return": '* ]] || { echo "no answer from the monitor to '$*': '$answer'" >&2; return 1; }
+    [[ $answer == *'"return": '* ]] || { echo "no answer from the monitor to '$*' in $try tries: '$answer'" >&2; return 1; }
     answer=${answer#*\"return\": \"}
     printf '%b' "${answer%%\", \"id\"*}"
 }
