@@ -107,6 +107,24 @@ TEST_CASE("a forced removal under load ends the client's connection and nothing 
     }
 }
 
+TEST_CASE("a file whose disk was removed can be taken for another disk at once", "[control]") {
+    temporary_directory files("/dev/shm");
+    make_file(files / "image", 16 << 20);
+    test_daemon daemon(two_disks());
+    control_client control = daemon.control();
+    for (uint64_t round = scaled(100, 20); round > 0; round--) {
+        control.result(disk_add({{"name", "f"}, {"file", files / "image"}}));
+        control.result({{"op", "disk_rm"}, {"name", "f"}});
+    }
+    control.result(disk_add({{"name", "f"}, {"file", files / "image"}}));
+    guest_options options;
+    options.blk.depth = 16;
+    test_guest guest(daemon.device("f"), options);
+    std::vector<std::byte> model(16 << 20);
+    model_run run(guest.driver, model, test_seed(820));
+    run.run(scaled(300, 50));
+}
+
 TEST_CASE("what cannot be done is refused with the reason", "[control]") {
     test_daemon daemon(two_disks());
     control_client control = daemon.control();
