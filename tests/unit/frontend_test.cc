@@ -36,7 +36,8 @@ struct guest_with_ring {
         mapping map =
             mapping::map(-1, queues * VQL_INFLIGHT_BYTES(num), MAP_PRIVATE | MAP_ANONYMOUS);
         record_bytes = map.data();
-        REQUIRE(record.adopt(std::move(map), queues, num));
+        const auto adopted = record.adopt(std::move(map), queues, num);
+        REQUIRE(adopted);
         setup.desc = memory.from_guest(guest, vql_desc_bytes(num), false);
         setup.avail = memory.from_guest(guest + 0x1000, vql_avail_bytes(num), false);
         setup.used = memory.from_guest(guest + 0x2000, vql_used_bytes(num), true);
