@@ -55,7 +55,7 @@ DAEMON_LIBS := -luring -lbpf -lsystemd
 BPF_SRC := $(wildcard bpf/*.bpf.c) $(wildcard tests/bpf/*.bpf.c)
 BASE_SRC := $(wildcard userspace/base/*.cc)
 DAEMON_SRC := $(filter-out %/main.cc,$(wildcard userspace/daemon/*.cc)) \
-	$(wildcard userspace/frontend/*.cc userspace/engine/*.cc)
+	$(wildcard userspace/frontend/*.cc userspace/engine/*.cc userspace/ebpf/*.cc)
 CLI_SRC := $(filter-out %/main.cc,$(wildcard userspace/cli/*.cc))
 UNIT_SRC := $(wildcard tests/unit/*.cc tests/bpf/*.cc) tests/fuzz/ring_fuzz.cc tests/fuzz/vhost_user_fuzz.cc
 UNIT_C := $(wildcard tests/unit/*.c)
@@ -100,8 +100,8 @@ $(BUILD)/%.bpf.o: %.bpf.c $(BUILD)/flags
 	$(Q)$(CLANG) $(BPF_CFLAGS) -MMD -MP -c $< -o $@
 
 # The daemon carries its maps' definitions inside.
-$(BUILD)/obj/userspace/daemon/bpf.o: $(BUILD)/bpf/maps.bpf.o
-$(BUILD)/obj/userspace/daemon/bpf.o: EXTRA = -DVQL_MAPS_BPF_O='"$(BUILD)/bpf/maps.bpf.o"'
+$(BUILD)/obj/userspace/ebpf/maps.o: $(BUILD)/bpf/maps.bpf.o
+$(BUILD)/obj/userspace/ebpf/maps.o: EXTRA = -DVQL_MAPS_BPF_O='"$(BUILD)/bpf/maps.bpf.o"'
 $(call obj,$(wildcard tests/bpf/*.cc)): EXTRA = -DVQL_TEST_BPF_DIR='"$(BUILD)/tests/bpf"'
 $(call obj,$(wildcard tests/bpf/*.cc)): $(BPF_OBJ)
 # The fuzz targets' corpora are replayed by the unit tests.

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/result.h"
 #include "base/size.h"
+#include "ebpf/mode.h"
 
 #include <cstdint>
 #include <optional>
@@ -18,7 +19,6 @@ namespace vql {
 enum class target_type { uring, null, nvme };
 // Over what a guest reaches its disk: a socket of the daemon, or a vDPA device of the module.
 enum class frontend_type { vhost_user, vdpa };
-enum class bpf_mode { automatic, required, off };
 // Pin guests' memory for the pollers' rings: automatic = memory of huge pages only.
 enum class memory_registration { automatic, always, never };
 

@@ -5,12 +5,12 @@
 
 #include "base/event_loop.h"
 #include "base/result.h"
-#include "daemon/bpf.h"
 #include "daemon/config.h"
 #include "daemon/controllers.h"
 #include "daemon/poller.h"
 #include "daemon/targets.h"
 #include "daemon/volume.h"
+#include "ebpf/maps.h"
 #include "frontend/frontend.h"
 
 #include <functional>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-#include "daemon/bpf.h"
+#include "ebpf/maps.h"
 
 #include "base/log.h"
 

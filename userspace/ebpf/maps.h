@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// The BPF maps of the daemon: the one place that knows libbpf.
+// The BPF maps of the daemon.
 //
 // Each disk has a statistics map and an extent table that pollers use as plain memory, and that BPF
 // programs and bpftool read as maps. Where BPF is not permitted the same bytes are anonymous
@@ -8,7 +8,7 @@
 
 #include "base/fd.h"
 #include "base/result.h"
-#include "daemon/config.h"
+#include "ebpf/mode.h"
 
 #include <cstdint>
 #include <memory>
