@@ -331,9 +331,19 @@ static long vmstat(const char* key) {
     return value;
 }
 
+// Pages that are pinned, in all of the machine. Others may have left some: Linux 6.12's vhost-vdpa
+// forgets those of the chunk that it is at when its caller is killed while it pins.
+static long pinned_pages(void) {
+    int refresh = open("/proc/sys/vm/stat_refresh", O_WRONLY | O_CLOEXEC);
+    EXPECT(refresh >= 0 && write(refresh, "1", 1) == 1);
+    close(refresh);
+    return vmstat("nr_foll_pin_acquired") - vmstat("nr_foll_pin_released");
+}
+
 // VMMs come and go, killed with a lease and a queue pair that knows their memory.
 static void no_leak(void) {
     enum { ROUNDS = 24, SETTLED = 8 }; // what is allocated once is there
+    long pinned = pinned_pages();
     unsigned drain_ms = set_parameter("drain_ms", 20);
     long before = 0;
     for (int round = 0; round < ROUNDS; round++) {
@@ -367,10 +377,7 @@ static void no_leak(void) {
     long lost = before - meminfo("MemAvailable");
     if (lost > (ROUNDS - SETTLED) * 24 * 1024 / 10)
         fail("%d guests of 24 MiB have left %ld KiB behind", ROUNDS - SETTLED, lost);
-    int refresh = open("/proc/sys/vm/stat_refresh", O_WRONLY | O_CLOEXEC);
-    EXPECT(refresh >= 0 && write(refresh, "1", 1) == 1);
-    close(refresh);
-    long pinned = vmstat("nr_foll_pin_acquired") - vmstat("nr_foll_pin_released");
+    pinned = pinned_pages() - pinned;
     if (pinned)
         fail("%ld pages are still pinned", pinned);
 }
