@@ -191,6 +191,24 @@ static void disk_list(struct vql_disk *disk)
 	ndisks++;
 }
 
+int vql_disk_replace_policy(const char *name, struct vqlane_remap_ops *old,
+			    struct vqlane_remap_ops *new)
+{
+	struct vql_disk *disk;
+	int err = 0;
+
+	mutex_lock(&disks_lock);
+	disk = disk_find(name);
+	if (!disk || (disk->hidden && new))
+		err = -ENOENT;
+	else if (rcu_access_pointer(disk->policy) != old)
+		err = -EEXIST;
+	else
+		rcu_assign_pointer(disk->policy, new);
+	mutex_unlock(&disks_lock);
+	return err;
+}
+
 bool vql_disk_in_use(const struct vql_disk *disk) { return disk->status || disk->ms; }
 
 /*
@@ -205,6 +223,8 @@ static void disk_remove(struct work_struct *work)
 	mutex_lock(&disks_lock);
 	list_del(&disk->list);
 	ndisks--;
+	/* From here on who unregisters it does not find the disk. */
+	RCU_INIT_POINTER(disk->policy, NULL);
 	vql_disk_get(disk);
 	vdpa_unregister_device(&disk->vdev);
 	mutex_unlock(&disks_lock);
@@ -262,7 +282,7 @@ void vql_disk_free(struct vdpa_device *vdev)
 	module_put(THIS_MODULE);
 }
 
-static bool name_is_valid(const char name[VQL_NAME_BYTES])
+bool vql_disk_name_is_valid(const char name[VQL_NAME_BYTES])
 {
 	size_t len = strnlen(name, VQL_NAME_BYTES), i;
 
@@ -278,7 +298,7 @@ static int validate_create(const struct vql_disk_create *create)
 {
 	if (create->flags || create->reserved[0] || create->reserved[1])
 		return -EINVAL;
-	if (!name_is_valid(create->name) || create->features & ~VQL_DISK_FEATURES)
+	if (!vql_disk_name_is_valid(create->name) || create->features & ~VQL_DISK_FEATURES)
 		return -EINVAL;
 	if (!create->queues || create->queues > VQL_MAX_QUEUES)
 		return -EINVAL;
@@ -434,7 +454,8 @@ long vql_disk_claim(struct vql_disk_claim __user *arg)
 	err = vql_copy_in(&claim, arg, sizeof(claim));
 	if (err)
 		return err;
-	if (claim.flags || claim.reserved[0] || claim.reserved[1] || !name_is_valid(claim.name))
+	if (claim.flags || claim.reserved[0] || claim.reserved[1] ||
+	    !vql_disk_name_is_valid(claim.name))
 		return -EINVAL;
 	fd = get_unused_fd_flags(O_CLOEXEC);
 	if (fd < 0)
@@ -466,7 +487,7 @@ long vql_disk_next(struct vql_disk_next __user *arg)
 	err = vql_copy_in(&next, arg, sizeof(next));
 	if (err)
 		return err;
-	if (next.name[0] && !name_is_valid(next.name))
+	if (next.name[0] && !vql_disk_name_is_valid(next.name))
 		return -EINVAL;
 	mutex_lock(&disks_lock);
 	list_for_each_entry(disk, &disks, list)

@@ -48,7 +48,8 @@ struct vql_disk {
 	u32 queue_size;
 	u64 offered; /* features */
 	struct vql_queue *queues;
-	void *record; /* what is in flight; vmalloc_user() */
+	void *record;                          /* what is in flight; vmalloc_user() */
+	struct vqlane_remap_ops __rcu *policy; /* remap.c; under disks_lock */
 
 	struct mutex lock; /* all below */
 
@@ -122,6 +123,11 @@ void vql_disk_needs_reset(struct vql_disk *disk);
 bool vql_disk_in_use(const struct vql_disk *disk);
 /* End it. What a VMM may still do to it is waited for. */
 void vql_disk_end(struct vql_disk *disk);
+
+bool vql_disk_name_is_valid(const char name[VQL_NAME_BYTES]);
+/* -ENOENT: no disk @name (a new policy needs one that is not being removed). -EEXIST: its policy is not @old. */
+int vql_disk_replace_policy(const char *name, struct vqlane_remap_ops *old,
+			    struct vqlane_remap_ops *new);
 
 /* VQL_IOC_DISK_REMOVE of a claim; without disk->lock. */
 long vql_disk_remove(struct vql_disk *disk, unsigned long flags);

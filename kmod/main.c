@@ -90,6 +90,9 @@ static int __init vql_init(void)
 	err = vql_ctrl_init();
 	if (err)
 		goto err_disk;
+	err = vql_remap_init();
+	if (err)
+		goto err_ctrl;
 	err = misc_register(&control); /* last: from here on there are callers */
 	if (err)
 		goto err_ctrl;

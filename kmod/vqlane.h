@@ -32,8 +32,10 @@
 #include <linux/types.h>
 #include <uapi/linux/vqlane.h>
 #include <vqlane/limits.h>
+#include <vqlane/policy.h>
 
 struct vql_ctrl;
+struct vql_disk;
 struct vql_qpair;
 struct vql_mspace;
 struct vhost_iotlb;
@@ -134,5 +136,17 @@ void vql_disk_exit(void);
 long vql_disk_create(struct vql_disk_create __user *arg);
 long vql_disk_claim(struct vql_disk_claim __user *arg);
 long vql_disk_next(struct vql_disk_next __user *arg);
+
+/* ---- remap.c: BPF programs that tell where a request's bytes rest ---- */
+
+int vql_remap_init(void);
+/*
+ * Ask @disk's policy, or the default one where it has none; the fields of @req that are in are the
+ * caller's. False: there is none. An answer is a program's word: target, sectors and verdict are for the
+ * caller to check. In any context but an NMI's; does not sleep.
+ */
+bool vql_remap_ask(struct vql_disk *disk, struct vqlane_remap_req *req);
+/* Does @disk have a policy of its own? */
+bool vql_remap_has_policy(struct vql_disk *disk);
 
 #endif
