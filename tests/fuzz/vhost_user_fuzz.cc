@@ -67,7 +67,7 @@ class checking_host : public queue_host {
             done();
         });
     }
-    void with_queue(virtqueue&, std::function<void()> fn) override { loop_.post(std::move(fn)); }
+    void set_call(virtqueue& q, unique_fd call) override { q.call = std::move(call); }
     result<void> memory_mapped(guest_memory&) override { return {}; }
     void memory_unmapped(guest_memory&, std::function<void()> done) override {
         require(!running_[0] && !running_[1]);

@@ -162,8 +162,10 @@ void disk::stop_queue(virtqueue& vq, std::function<void()> done) {
     p.post([&p, &q, done = std::move(done)]() mutable { p.remove_queue(q, std::move(done)); });
 }
 
-void disk::with_queue(virtqueue& q, std::function<void()> fn) {
-    poller_of(q).post(std::move(fn));
+void disk::set_call(virtqueue& q, unique_fd call) {
+    poller& p = poller_of(q);
+    auto held = std::make_shared<unique_fd>(std::move(call)); // a function is copyable
+    p.post([&p, &q, held] { p.set_call(q, std::move(*held)); });
 }
 
 // Pinned memory saves the kernel a look-up of pages in each request, at the price of all of it

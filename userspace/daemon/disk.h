@@ -76,7 +76,7 @@ class disk : public queue_host {
     const blk_geometry& geometry() const override { return geometry_; }
     void start_queue(virtqueue& q) override;
     void stop_queue(virtqueue& q, std::function<void()> done) override;
-    void with_queue(virtqueue& q, std::function<void()> fn) override;
+    void set_call(virtqueue& q, unique_fd call) override;
     result<void> memory_mapped(guest_memory& m) override;
     void memory_unmapped(guest_memory& m, std::function<void()> done) override;
 

@@ -311,6 +311,13 @@ void poller::interrupt(virtqueue& vq) {
     io_uring_sqe_set_data64(e, tag_none);
 }
 
+// All that was signalled by the old one has reached the kernel: a round ends with its submission.
+void poller::set_call(virtqueue& vq, unique_fd call) {
+    vq.call = std::move(call);
+    if (vq.call)
+        interrupt(vq);
+}
+
 // Ask the driver for a kick. True: there is work already.
 bool poller::arm(virtqueue& vq) {
     const bool more = vql_ring_arm(&vq.ring);

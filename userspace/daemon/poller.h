@@ -135,6 +135,8 @@ class poller {
 
     // The rest: on the poller's thread, by post().
     void add_queue(served_queue& q);
+    // As queue_host::set_call().
+    void set_call(virtqueue& vq, unique_fd call);
     // Take no more from @q, answer what is in flight, then post @drained to the control thread.
     void remove_queue(served_queue& q, std::function<void()> drained);
     void add_target(const target& t) { uring_.add_target(t); }

@@ -30,8 +30,9 @@ class queue_host {
     // Take no more from @q, wait for what is in flight, publish it, then call @done on the control
     // thread, where the queue then belongs to the caller.
     virtual void stop_queue(virtqueue& q, std::function<void()> done) = 0;
-    // Run @fn on the poller that serves @q, between two of its rounds.
-    virtual void with_queue(virtqueue& q, std::function<void()> fn) = 0;
+    // From the next round of its poller on @q interrupts by @call, which is signalled once then:
+    // what was signalled by the old one up to that moment the driver may have missed.
+    virtual void set_call(virtqueue& q, unique_fd call) = 0;
     // Guest memory was mapped, with no queue running. An error: the disk cannot be served with it.
     virtual result<void> memory_mapped(guest_memory& m) = 0;
     // It is about to be unmapped, with no queue running; also after an error of memory_mapped().

@@ -247,8 +247,7 @@ vhost_user_server::outcome vhost_user_server::set_vring_fd(message& m) {
         return {};
     }
     // Interrupt vectors are masked and unmasked while the ring runs: no reason to drain it.
-    auto held = std::make_shared<unique_fd>(std::move(fd));
-    host_.with_queue(q, [&q, held] { std::swap(q.call, *held); });
+    host_.set_call(q, std::move(fd));
     return {};
 }
 
