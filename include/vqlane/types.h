@@ -17,6 +17,7 @@
 #include <linux/types.h>
 #endif
 #include <stdbool.h>
+#include <stddef.h>
 #else
 #include <errno.h>
 #include <linux/types.h>
