@@ -302,6 +302,19 @@ int vql_attach(struct vql_qpair *qp, int fd, u64 *pages)
 	return ret;
 }
 
+int vql_attach_own(struct vql_qpair *qp, struct vql_mspace *ms, u64 *dma)
+{
+	struct attachment *att;
+	u32 i;
+
+	mutex_lock(&vql_attach_lock);
+	att = attach(qp, ms);
+	for (i = 0; !IS_ERR(att) && i < ms->nchunks; i++)
+		dma[i] = chunk_dma_find(ms->chunks[i].chunk, att->view->ctrl)->addr;
+	mutex_unlock(&vql_attach_lock);
+	return PTR_ERR_OR_ZERO(att);
+}
+
 int vql_detach(struct vql_qpair *qp, u32 slot)
 {
 	struct attachment *att;
@@ -380,14 +393,20 @@ void vql_attach_drop_ctrl(struct vql_ctrl *ctrl)
 
 struct vql_qpair *vql_attach_any_qpair(struct vql_mspace *ms)
 {
-	struct view *view = list_first_entry_or_null(&ms->views, struct view, list);
-	struct vql_qpair *qp;
+	struct attachment *att;
+	struct view *view;
 
-	if (!view)
-		return NULL;
-	qp = list_first_entry(&view->attachments, struct attachment, in_view)->qp;
-	vql_qpair_get(qp);
-	return qp;
+	list_for_each_entry(view, &ms->views, list)
+	{
+		list_for_each_entry(att, &view->attachments, in_view)
+		{
+			if (vql_qpair_is_own(att->qp))
+				continue;
+			vql_qpair_get(att->qp);
+			return att->qp;
+		}
+	}
+	return NULL;
 }
 
 void vql_attach_end(struct vql_mspace *ms, struct vql_qpair *qp, struct list_head *ended)

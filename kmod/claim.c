@@ -193,6 +193,11 @@ static long claim_queue(struct vql_claim *claim, struct vql_disk_queue __user *a
 	queue.num = q->num;
 	queue.ready = q->ready;
 	queue.next_avail = q->next_avail;
+	queue.flags = (q->lane.lent ? VQL_QUEUE_LENT : 0) |
+		      (q->lane.lent && READ_ONCE(q->lane.busy) ? VQL_QUEUE_BUSY : 0) |
+		      (q->lane.dirty ? VQL_QUEUE_DIRTY : 0);
+	queue.returned = q->lane.returned;
+	queue.served = READ_ONCE(q->lane.served);
 	mutex_unlock(&disk->lock);
 	return copy_to_user(arg, &queue, sizeof(queue)) ? -EFAULT : 0;
 }
@@ -257,9 +262,14 @@ static long claim_yield(struct vql_claim *claim, struct vql_disk_yield __user *a
 	if (!disk->leased) {
 		ret = -ESTALE; /* revoked, or never acquired */
 	} else {
-		for (i = 0; i < disk->nqueues; i++)
-			if (disk->queues[i].ready)
-				disk->queues[i].next_avail = next[i];
+		for (i = 0; i < disk->nqueues; i++) {
+			struct vql_queue *q = &disk->queues[i];
+
+			if (!q->ready || q->lane.lent)
+				continue;
+			q->next_avail = next[i];
+			q->lane.dirty = false;
+		}
 		disk->leased = false;
 		disk->recalled = false;
 		disk->dirty = false;
@@ -284,9 +294,93 @@ static long claim_config(struct vql_claim *claim, struct vql_disk_config __user 
 	mutex_lock(&disk->lock);
 	memcpy(disk->config, config.config, sizeof(disk->config));
 	disk->config_generation++;
+	vql_lanes_refresh(disk);
 	vql_bell_ring(&disk->config_bell);
 	mutex_unlock(&disk->lock);
 	return 0;
+}
+
+static long claim_lane(struct vql_claim *claim, struct vql_disk_lane __user *arg)
+{
+	struct vql_disk *disk = claim->disk;
+	struct vql_lane_config *config = NULL;
+	struct vql_disk_lane lane;
+	int err;
+
+	err = vql_copy_in(&lane, arg, sizeof(lane));
+	if (err)
+		return err;
+	if (lane.reserved || lane.nranges > VQL_MAX_RANGES || lane.slot >= VQL_MAX_DISKS)
+		return -EINVAL;
+	if (lane.nranges) {
+		config = vql_lane_config_create(&lane);
+		if (IS_ERR(config))
+			return PTR_ERR(config);
+	}
+	mutex_lock(&disk->lock);
+	if (disk->gone) {
+		err = -ENODEV;
+	} else {
+		/* As for any change below running queues; but the daemon's own may run on. */
+		vql_lanes_config(disk, &config);
+	}
+	mutex_unlock(&disk->lock);
+	vql_lane_config_free(config); /* the old one, or the new one in vain */
+	return err;
+}
+
+/* The queue of a command that needs the lease; under disk->lock. */
+static struct vql_queue *leased_queue(struct vql_disk *disk, u32 index)
+{
+	if (index >= disk->nqueues)
+		return ERR_PTR(-EINVAL);
+	if (!disk->leased)
+		return ERR_PTR(-ESTALE);
+	return &disk->queues[array_index_nospec(index, disk->nqueues)];
+}
+
+static long claim_lend(struct vql_claim *claim, struct vql_disk_lend __user *arg)
+{
+	struct vql_disk *disk = claim->disk;
+	struct vql_disk_lend lend;
+	struct vql_queue *q;
+	long ret;
+
+	ret = vql_copy_in(&lend, arg, sizeof(lend));
+	if (ret)
+		return ret;
+	if (lend.reserved || lend.next_avail > U16_MAX)
+		return -EINVAL;
+	mutex_lock(&disk->lock);
+	q = leased_queue(disk, lend.index);
+	if (IS_ERR(q))
+		ret = PTR_ERR(q);
+	else if (disk->recalled || disk->frozen)
+		ret = -ESTALE;
+	else
+		ret = vql_lane_lend(q, (u16)lend.next_avail);
+	mutex_unlock(&disk->lock);
+	return ret;
+}
+
+static long claim_take(struct vql_claim *claim, struct vql_disk_take __user *arg)
+{
+	struct vql_disk *disk = claim->disk;
+	struct vql_disk_take take;
+	struct vql_queue *q;
+	long ret;
+
+	ret = vql_copy_in(&take, arg, sizeof(take));
+	if (ret)
+		return ret;
+	mutex_lock(&disk->lock);
+	q = leased_queue(disk, take.index);
+	if (IS_ERR(q))
+		ret = PTR_ERR(q);
+	else
+		vql_lane_take(q);
+	mutex_unlock(&disk->lock);
+	return ret;
 }
 
 static long claim_broken(struct vql_claim *claim)
@@ -314,6 +408,9 @@ static long claim_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	case VQL_IOC_DISK_YIELD: return claim_yield(claim, argp);
 	case VQL_IOC_DISK_CONFIG: return claim_config(claim, argp);
 	case VQL_IOC_DISK_BROKEN: return claim_broken(claim);
+	case VQL_IOC_DISK_LANE: return claim_lane(claim, argp);
+	case VQL_IOC_DISK_LEND: return claim_lend(claim, argp);
+	case VQL_IOC_DISK_TAKE: return claim_take(claim, argp);
 	case VQL_IOC_DISK_REMOVE: return vql_disk_remove(claim->disk, arg);
 	default: return -ENOTTY;
 	}
@@ -328,6 +425,17 @@ static __poll_t claim_poll(struct file *file, poll_table *wait)
 		return EPOLLIN | EPOLLRDNORM | EPOLLHUP;
 	return READ_ONCE(claim->seen) != READ_ONCE(claim->disk->changes) ? EPOLLIN | EPOLLRDNORM
 									 : 0;
+}
+
+/* Did the holder of the lease serve any queue itself? */
+static bool polled(const struct vql_disk *disk)
+{
+	u32 i;
+
+	for (i = 0; i < disk->nqueues; i++)
+		if (disk->queues[i].ready && !disk->queues[i].lane.lent)
+			return true;
+	return false;
 }
 
 /*
@@ -345,7 +453,7 @@ static int claim_release(struct inode *inode, struct file *file)
 		if (disk->leased) {
 			disk->leased = false;
 			disk->recalled = false;
-			disk->dirty = true;
+			disk->dirty = polled(disk);
 			disk->unfenced = true;
 			vql_disk_changed(disk);
 		}

@@ -17,6 +17,7 @@
 #define _VQLANE_KMOD_CTRL_H
 
 #include <linux/io-64-nonatomic-lo-hi.h>
+#include <linux/interrupt.h>
 #include <linux/kref.h>
 #include <linux/miscdevice.h>
 #include <linux/nvme.h>
@@ -82,6 +83,7 @@ struct vql_ctrl {
 	struct mutex lock; /* guards what follows, and hardware access */
 	struct vql_admin admin;
 	struct list_head qpairs;                       /* all that have memory of the controller */
+	struct vql_kq *kq;                             /* the kernel lane's, or NULL */
 	DECLARE_BITMAP(qids, VQL_MAX_CTRL_QPAIRS + 1); /* in use; 0 is the admin queue's */
 	unsigned int vectors; /* MSI-X: 0 is the admin queue's, N that of queue pair N */
 	unsigned int stride;  /* bytes from doorbell to doorbell */
@@ -103,6 +105,11 @@ struct vql_qpair {
 	struct vql_qpair_status *status;
 	struct address_space *mapping; /* of the file; under vql_attach_lock, NULL after release */
 	struct vql_attachments attachments;
+
+	/* Of one that the module drives itself (kq.c); set before it is started. */
+	void *owner;
+	irq_handler_t handler;            /* NULL: it is a file's */
+	void (*lost)(struct vql_qpair *); /* it is not live any more; under ctrl->lock */
 
 	/* Under ctrl->lock. Does not change while the queue pair is live. */
 	struct list_head list; /* ctrl->qpairs: while there is memory of the controller */
@@ -192,6 +199,15 @@ void vql_ctrl_unpublish(struct vql_ctrl *ctrl); /* open files stay */
 /* ---- qpair.c ---- */
 
 long vql_qpair_create(struct vql_ctrl *ctrl, struct vql_qpair_create __user *arg);
+/*
+ * One without a file, for the module itself, with an interrupt (else EOPNOTSUPP) that is always on.
+ * @lost is called once it is not live any more, when no handler runs. Under ctrl->lock.
+ */
+struct vql_qpair *vql_qpair_open_locked(struct vql_ctrl *ctrl, u32 depth, u32 pool_pages,
+					void *owner, irq_handler_t handler,
+					void (*lost)(struct vql_qpair *));
+/* Delete it and let go of all that it knew. */
+void vql_qpair_close_locked(struct vql_qpair *qp);
 /*
  * The controller does no DMA any more: no queue pair of it is live from now on, each has at least
  * @state. Under ctrl->lock.

@@ -5,6 +5,7 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/file.h>
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -65,6 +66,31 @@ static int ns_parse(const struct nvme_id_ns *id, struct vql_ns_info *info)
 	return -EOPNOTSUPP;
 }
 
+int vql_ctrl_ns(struct vql_ctrl *ctrl, struct vql_ns_info *info)
+{
+	int err;
+
+	if (!info->nsid || info->nsid >= 0xfffffffe)
+		return -ENOENT; /* those that mean none, and all */
+	memset(info->reason, 0, sizeof(info->reason));
+	info->blocks = 0;
+	info->block_bytes = 0;
+	info->boundary_blocks = 0;
+
+	if (mutex_lock_killable(&ctrl->lock))
+		return -EINTR;
+	err = vql_ctrl_usable(ctrl);
+	if (!err)
+		err = vql_admin_identify(ctrl, NVME_ID_CNS_NS, info->nsid);
+	if (!err)
+		err = ns_parse(ctrl->admin.data.cpu, info);
+	mutex_unlock(&ctrl->lock);
+
+	if (err > 0)
+		err = err == NVME_SC_INVALID_NS ? -ENOENT : -EIO;
+	return err;
+}
+
 static long ctrl_ns_info(struct vql_ctrl *ctrl, struct vql_ns_info __user *arg)
 {
 	struct vql_ns_info info;
@@ -74,24 +100,7 @@ static long ctrl_ns_info(struct vql_ctrl *ctrl, struct vql_ns_info __user *arg)
 		return err;
 	if (info.flags || info.reserved)
 		return -EINVAL;
-	if (!info.nsid || info.nsid >= 0xfffffffe)
-		return -ENOENT; /* those that mean none, and all */
-	memset(info.reason, 0, sizeof(info.reason));
-	info.blocks = 0;
-	info.block_bytes = 0;
-	info.boundary_blocks = 0;
-
-	if (mutex_lock_killable(&ctrl->lock))
-		return -EINTR;
-	err = vql_ctrl_usable(ctrl);
-	if (!err)
-		err = vql_admin_identify(ctrl, NVME_ID_CNS_NS, info.nsid);
-	if (!err)
-		err = ns_parse(ctrl->admin.data.cpu, &info);
-	mutex_unlock(&ctrl->lock);
-
-	if (err > 0)
-		err = err == NVME_SC_INVALID_NS ? -ENOENT : -EIO;
+	err = vql_ctrl_ns(ctrl, &info);
 	if (err && err != -EOPNOTSUPP)
 		return err;
 	return copy_to_user(arg, &info, sizeof(info)) ? -EFAULT : err;
@@ -230,6 +239,21 @@ static const struct file_operations ctrl_fops = {
 	.unlocked_ioctl = ctrl_file_ioctl,
 	.poll = ctrl_file_poll,
 };
+
+struct vql_ctrl *vql_ctrl_of_fd(int fd)
+{
+	struct file *f = fget(fd);
+	struct vql_ctrl *ctrl = ERR_PTR(-EINVAL);
+
+	if (!f)
+		return ERR_PTR(-EBADF);
+	if (f->f_op == &ctrl_fops) {
+		ctrl = ((struct ctrl_file *)f->private_data)->ctrl;
+		vql_ctrl_get(ctrl);
+	}
+	fput(f);
+	return ctrl;
+}
 
 int vql_ctrl_publish(struct vql_ctrl *ctrl)
 {

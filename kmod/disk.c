@@ -35,19 +35,21 @@ static struct workqueue_struct *remove_wq;
 
 void vql_bell_set(struct vql_bell *bell, const struct vdpa_callback *cb)
 {
-	spin_lock(&bell->lock);
+	spin_lock_irq(&bell->lock);
 	bell->cb = *cb;
-	spin_unlock(&bell->lock);
+	spin_unlock_irq(&bell->lock);
 }
 
 void vql_bell_ring(struct vql_bell *bell)
 {
-	spin_lock(&bell->lock);
+	unsigned long flags;
+
+	spin_lock_irqsave(&bell->lock, flags);
 	if (bell->cb.trigger)
 		eventfd_signal(bell->cb.trigger);
 	else if (bell->cb.callback)
 		bell->cb.callback(bell->cb.private);
-	spin_unlock(&bell->lock);
+	spin_unlock_irqrestore(&bell->lock, flags);
 }
 
 /* ---- the lease ---- */
@@ -64,6 +66,18 @@ bool vql_disk_runnable(const struct vql_disk *disk)
 			return true;
 	return false;
 }
+
+bool vql_disk_is_dirty(const struct vql_disk *disk)
+{
+	u32 i;
+
+	for (i = 0; i < disk->nqueues; i++)
+		if (disk->queues[i].lane.dirty)
+			return true;
+	return disk->dirty;
+}
+
+unsigned int vql_disk_drain_ms(void) { return READ_ONCE(drain_ms); }
 
 void vql_disk_changed(struct vql_disk *disk)
 {
@@ -91,7 +105,7 @@ static void revoke_lease(struct vql_disk *disk)
 	struct vql_claim *claim = disk->claim;
 
 	dev_warn(&disk->vdev.dev, "daemon not done in %u ms: its hold on the guest is revoked\n",
-		 READ_ONCE(drain_ms));
+		 vql_disk_drain_ms());
 	mutex_lock(&vql_attach_lock);
 	vql_claim_zap(claim);
 	if (disk->ms)
@@ -121,10 +135,11 @@ void vql_disk_fence(struct vql_disk *disk)
 
 void vql_disk_freeze(struct vql_disk *disk)
 {
-	long left = msecs_to_jiffies(READ_ONCE(drain_ms));
+	long left = msecs_to_jiffies(vql_disk_drain_ms());
 
 	lockdep_assert_held(&disk->lock);
 	disk->frozen++;
+	vql_lanes_ask_stop(disk);
 	if (disk->leased) {
 		disk->recalled = true;
 		vql_disk_changed(disk);
@@ -136,6 +151,7 @@ void vql_disk_freeze(struct vql_disk *disk)
 	}
 	if (disk->leased)
 		revoke_lease(disk);
+	vql_lanes_wait_stopped(disk);
 	if (disk->unfenced)
 		vql_disk_fence(disk);
 }
@@ -145,6 +161,7 @@ void vql_disk_thaw(struct vql_disk *disk)
 	disk->frozen--;
 	disk->epoch++;
 	vql_disk_changed(disk);
+	vql_lanes_start(disk);
 }
 
 void vql_disk_needs_reset(struct vql_disk *disk)
@@ -218,6 +235,7 @@ bool vql_disk_in_use(const struct vql_disk *disk) { return disk->status || disk-
 static void disk_remove(struct work_struct *work)
 {
 	struct vql_disk *disk = container_of(work, struct vql_disk, remove_work);
+	struct vql_lane_config *config;
 
 	device_release_driver(&disk->vdev.dev);
 	mutex_lock(&disks_lock);
@@ -231,9 +249,12 @@ static void disk_remove(struct work_struct *work)
 
 	mutex_lock(&disk->lock);
 	WARN_ON(disk->leased || disk->ms);
+	config = disk->lane_config;
+	disk->lane_config = NULL;
 	disk->gone = true;
 	vql_disk_changed(disk);
 	mutex_unlock(&disk->lock);
+	vql_lane_config_free(config);
 	vql_disk_put(disk);
 }
 
@@ -328,6 +349,7 @@ static int disk_init(struct vql_disk *disk, const struct vql_disk_create *create
 	if (!disk->queues || !disk->record)
 		return -ENOMEM;
 	for (i = 0; i < disk->nqueues; i++) {
+		vql_lane_setup(&disk->queues[i].lane, disk, i);
 		spin_lock_init(&disk->queues[i].bell.lock);
 		init_waitqueue_head(&disk->queues[i].kicks);
 	}

@@ -8,12 +8,13 @@
 #include <linux/vdpa.h>
 #include <linux/wait.h>
 #include <linux/workqueue.h>
+#include "lane.h"
 #include "vqlane.h"
 
 /*
  * How the guest is interrupted. The lock is held over the call: when vql_bell_set() returns, nobody
  * uses what was there before, and vhost-vdpa may free it. That nests it outside an eventfd's lock;
- * so it must not be taken in kick_vq(), which is called with one held.
+ * so it must not be taken in kick_vq(), which is called with one held. A controller's interrupt takes it.
  */
 struct vql_bell {
 	spinlock_t lock;
@@ -29,6 +30,7 @@ struct vql_queue {
 	u16 next_avail; /* true while nobody has the lease, and the disk is not dirty */
 	u32 num;
 	u64 desc, avail, used;
+	struct vql_lane lane;
 };
 
 /* A process's claim on a disk: the file from VQL_IOC_DISK_CREATE or VQL_IOC_DISK_CLAIM. */
@@ -62,6 +64,12 @@ struct vql_disk {
 	u32 config_generation;
 	struct vql_bell config_bell;
 	struct vql_mspace *ms; /* NULL: no memory is known */
+
+	/* The kernel lane (lane.h). */
+	struct vql_lane_config *lane_config; /* NULL: no queue can be lent */
+	struct vql_lane_mem *lane_mem;       /* @ms as running lanes see it; NULL: none runs */
+	u64 bad_answers;                     /* of remap programs; written under any lane's lock */
+	struct work_struct lane_work;
 
 	/* The daemon's side. */
 	struct vql_claim *claim;
@@ -102,13 +110,17 @@ u64 vql_disk_record_bytes(const struct vql_disk *disk);
 
 /* The following under disk->lock. */
 
-/* May a daemon serve the queues? */
+/* May a daemon, or the kernel lane, serve the queues? */
 bool vql_disk_runnable(const struct vql_disk *disk);
 /* VQL_IOC_DISK_STATE tells something new: wake who polls. */
 void vql_disk_changed(struct vql_disk *disk);
+/* Are requests in flight that only a daemon can finish, by the record? */
+bool vql_disk_is_dirty(const struct vql_disk *disk);
+/* drain_ms, the parameter. */
+unsigned int vql_disk_drain_ms(void);
 /*
  * From freeze to thaw nobody serves the queues, and none of an earlier holder's commands can reach the
- * memory. A holder is asked to yield, and after drain_ms the lease is revoked. Lets go of the lock while
+ * memory. Lanes stop, and go on after it. A holder is asked to yield, and after drain_ms the lease is revoked. Lets go of the lock while
  * it waits; several freezes may overlap.
  */
 void vql_disk_freeze(struct vql_disk *disk);

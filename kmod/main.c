@@ -7,6 +7,7 @@
 #include <linux/module.h>
 #include <linux/uaccess.h>
 
+#include "lane.h"
 #include "vqlane.h"
 
 struct device *vql_root;
@@ -84,9 +85,12 @@ static int __init vql_init(void)
 	vql_root = root_device_register(KBUILD_MODNAME);
 	if (IS_ERR(vql_root))
 		return PTR_ERR(vql_root);
-	err = vql_disk_init();
+	err = vql_lane_init();
 	if (err)
 		goto err_root;
+	err = vql_disk_init();
+	if (err)
+		goto err_lane;
 	err = vql_ctrl_init();
 	if (err)
 		goto err_disk;
@@ -102,6 +106,8 @@ err_ctrl:
 	vql_ctrl_exit();
 err_disk:
 	vql_disk_exit();
+err_lane:
+	vql_lane_exit();
 err_root:
 	root_device_unregister(vql_root);
 	return err;
@@ -112,6 +118,7 @@ static void __exit vql_exit(void)
 	misc_deregister(&control);
 	vql_ctrl_exit();
 	vql_disk_exit();
+	vql_lane_exit();
 	root_device_unregister(vql_root);
 }
 

@@ -53,7 +53,7 @@ struct vql_mspace {
 struct vql_mspace *vql_mspace_of_file(const struct file *file);
 
 /* attach.c, all under vql_attach_lock: */
-/* A queue pair that is attached to @ms, with a reference, or NULL. */
+/* A queue pair that is attached to @ms and not the module's own, with a reference, or NULL. */
 struct vql_qpair *vql_attach_any_qpair(struct vql_mspace *ms);
 /* End @qp's attachment to @ms (@qp NULL: all of them). Puts what is to be freed on @ended. */
 void vql_attach_end(struct vql_mspace *ms, struct vql_qpair *qp, struct list_head *ended);

@@ -41,6 +41,8 @@ void vql_qpair_put(struct vql_qpair *qp) { kref_put(&qp->ref, qpair_free); }
 
 struct vql_ctrl *vql_qpair_ctrl(struct vql_qpair *qp) { return qp->ctrl; }
 
+bool vql_qpair_is_own(const struct vql_qpair *qp) { return qp->handler; }
+
 struct vql_attachments *vql_qpair_attachments(struct vql_qpair *qp) { return &qp->attachments; }
 
 /* ---- interrupt ---- */
@@ -88,7 +90,9 @@ static int qpair_request_irq(struct vql_qpair *qp)
 		return 0;
 	irq = pci_irq_vector(ctrl->pdev, qp->qid);
 	snprintf(qp->irq_name, sizeof(qp->irq_name), "vqlane-%s-q%u", ctrl->name, qp->qid);
-	err = request_irq((unsigned int)irq, qpair_irq, IRQF_NO_AUTOEN, qp->irq_name, qp);
+	/* The module's own handler is wanted always, a holder's when he arms. */
+	err = request_irq((unsigned int)irq, qp->handler ?: qpair_irq,
+			  qp->handler ? 0 : IRQF_NO_AUTOEN, qp->irq_name, qp);
 	if (err) {
 		vql_ctrl_warn(ctrl, "queue pair %u goes without interrupt (error %d)\n", qp->qid,
 			      err);
@@ -216,6 +220,8 @@ static void qpair_end(struct vql_qpair *qp, enum vql_qpair_state state)
 	wake_up_all(&qp->wait);
 	if (was_live) {
 		qpair_free_irq(qp);
+		if (qp->lost)
+			qp->lost(qp);
 		/* After the zap: the next to have this identifier has these doorbells for himself. */
 		__clear_bit(qp->qid, ctrl->qids);
 		vql_ctrl_set_free(ctrl);
@@ -365,7 +371,7 @@ static const struct file_operations qpair_fops = {
 	.mmap = vql_qpair_mmap,
 };
 
-static struct vql_qpair *qpair_alloc(struct vql_ctrl *ctrl, const struct vql_qpair_create *req)
+static struct vql_qpair *qpair_alloc(struct vql_ctrl *ctrl, u32 depth, u32 pool_pages)
 {
 	struct vql_qpair *qp = kzalloc(sizeof(*qp), GFP_KERNEL);
 
@@ -377,8 +383,8 @@ static struct vql_qpair *qpair_alloc(struct vql_ctrl *ctrl, const struct vql_qpa
 		return NULL;
 	}
 	qp->status->state = VQL_QPAIR_LOST; /* until it is started */
-	qp->depth = req->depth;
-	qp->pool_pages = req->pool_pages;
+	qp->depth = depth;
+	qp->pool_pages = pool_pages;
 	kref_init(&qp->ref);
 	vql_ctrl_get(ctrl);
 	qp->ctrl = ctrl;
@@ -401,7 +407,7 @@ static int create_validate(const struct vql_qpair_create *req)
 /* A file with an inode of its own, so that a zap finds the mappings of this queue pair alone. */
 static struct file *qpair_file(struct vql_ctrl *ctrl, const struct vql_qpair_create *req)
 {
-	struct vql_qpair *qp = qpair_alloc(ctrl, req);
+	struct vql_qpair *qp = qpair_alloc(ctrl, req->depth, req->pool_pages);
 	struct file *file;
 
 	if (!qp)
@@ -464,4 +470,36 @@ long vql_qpair_create(struct vql_ctrl *ctrl, struct vql_qpair_create __user *arg
 	}
 	fd_install(fd, file);
 	return fd;
+}
+
+/* ---- the module's own ---- */
+
+struct vql_qpair *vql_qpair_open_locked(struct vql_ctrl *ctrl, u32 depth, u32 pool_pages,
+					void *owner, irq_handler_t handler,
+					void (*lost)(struct vql_qpair *))
+{
+	struct vql_qpair *qp = qpair_alloc(ctrl, depth, pool_pages);
+	int err;
+
+	if (!qp)
+		return ERR_PTR(-ENOMEM);
+	qp->owner = owner;
+	qp->handler = handler;
+	err = qpair_start(qp);
+	if (!err && !qp->irq)
+		err = -EOPNOTSUPP;
+	if (err) {
+		vql_qpair_close_locked(qp);
+		return ERR_PTR(err);
+	}
+	qp->lost = lost; /* from now on */
+	return qp;
+}
+
+void vql_qpair_close_locked(struct vql_qpair *qp)
+{
+	qpair_kill(qp);
+	vql_attach_drop_qpair(qp);
+	qpair_free_memory(qp);
+	vql_qpair_put(qp);
 }

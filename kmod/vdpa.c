@@ -58,13 +58,16 @@ static void op_set_vq_num(struct vdpa_device *vdev, u16 index, u32 num)
 
 /*
  * From an eventfd's wake-up, with interrupts off and that eventfd's lock held, or from an ioctl,
- * whenever the VMM likes. It wakes who polls the queue's file and does nothing else: signalling an
- * eventfd from here would be lost (with a warning), and the bell's lock nests outside an eventfd's.
+ * whenever the VMM likes. The lane serves the queue here and now, or who polls the queue's file is woken.
+ * Signalling an eventfd from here would be lost (with a warning), and the bell's lock nests outside an
+ * eventfd's.
  */
 static void op_kick_vq(struct vdpa_device *vdev, u16 index)
 {
 	struct vql_queue *q = queue_of(vdev, index);
 
+	if (vql_lane_kick(&q->lane))
+		return;
 	WRITE_ONCE(q->kicked, true);
 	wake_up_poll(&q->kicks, EPOLLIN | EPOLLRDNORM);
 }
@@ -88,6 +91,7 @@ static void op_set_vq_ready(struct vdpa_device *vdev, u16 index, bool ready)
 	} else if (!ready && q->ready) {
 		vql_disk_freeze(disk);
 		q->ready = false;
+		q->lane.lent = false;
 		WRITE_ONCE(q->kicked, false);
 		vql_disk_thaw(disk);
 	}
@@ -109,6 +113,7 @@ static int op_set_vq_state(struct vdpa_device *vdev, u16 index, const struct vdp
 	queue_of(vdev, index)->next_avail = state->split.avail_index;
 	/* Nothing is in flight in a queue that begins here. */
 	memset(disk->record + index * bytes, 0, bytes);
+	queue_of(vdev, index)->lane.dirty = false;
 	vql_disk_thaw(disk);
 	mutex_unlock(&disk->lock);
 	return 0;
@@ -125,7 +130,7 @@ static int op_get_vq_state(struct vdpa_device *vdev, u16 index, struct vdpa_vq_s
 
 	mutex_lock(&disk->lock);
 	vql_disk_freeze(disk);
-	if (disk->dirty)
+	if (vql_disk_is_dirty(disk))
 		err = -EIO;
 	else
 		state->split.avail_index = queue_of(vdev, index)->next_avail;
@@ -219,6 +224,7 @@ void vql_vdpa_reset_setup(struct vql_disk *disk)
 	disk->writeback = disk->config[WRITEBACK_OFFSET];
 	memset(disk->record, 0, vql_disk_record_bytes(disk));
 	disk->dirty = false;
+	vql_lanes_reset(disk);
 }
 
 /*
@@ -246,7 +252,7 @@ static int op_suspend(struct vdpa_device *vdev)
 
 	mutex_lock(&disk->lock);
 	vql_disk_freeze(disk);
-	if (disk->dirty) {
+	if (vql_disk_is_dirty(disk)) {
 		dev_warn_ratelimited(
 			&vdev->dev,
 			"not suspended: requests in flight and no daemon to end them\n");
@@ -266,6 +272,7 @@ static int op_resume(struct vdpa_device *vdev)
 	mutex_lock(&disk->lock);
 	disk->suspended = false;
 	vql_disk_renew(disk);
+	vql_lanes_start(disk);
 	mutex_unlock(&disk->lock);
 	return 0;
 }

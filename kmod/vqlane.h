@@ -62,6 +62,10 @@ struct device *vql_ctrl_dma_dev(struct vql_ctrl *ctrl);
 const char *vql_ctrl_name(const struct vql_ctrl *ctrl);
 void vql_ctrl_get(struct vql_ctrl *ctrl);
 void vql_ctrl_put(struct vql_ctrl *ctrl);
+/* The controller of a file of /dev/vqlane/nvme-…, with a reference; ERR_PTR(-EBADF) or -EINVAL. */
+struct vql_ctrl *vql_ctrl_of_fd(int fd);
+/* A namespace's geometry; as VQL_IOC_NS_INFO. Takes ctrl->lock. */
+int vql_ctrl_ns(struct vql_ctrl *ctrl, struct vql_ns_info *info);
 
 /* ---- qpair.c ---- */
 
@@ -75,6 +79,8 @@ void vql_qpair_kill(struct vql_qpair *qp);
 void vql_qpair_get(struct vql_qpair *qp); /* keeps the structure, not the queues */
 void vql_qpair_put(struct vql_qpair *qp);
 struct vql_ctrl *vql_qpair_ctrl(struct vql_qpair *qp);
+/* Is it the module's own? Those a fence leaves alone: their commands are the module's to end. */
+bool vql_qpair_is_own(const struct vql_qpair *qp);
 
 /* ---- mspace.c: guests' memory, its DMA addresses, and who knows them ---- */
 
@@ -114,6 +120,11 @@ void vql_mspace_revoke(struct vql_mspace *ms);
 #define VQL_MAX_ATTACHMENTS 4096 /* slots of one queue pair */
 int vql_attach(struct vql_qpair *qp, int fd, u64 *pages);
 int vql_detach(struct vql_qpair *qp, u32 slot);
+/*
+ * A queue pair of the module's own: attach it to @ms, and tell the DMA address of each chunk. Under
+ * ctrl->lock, the queue pair live, @ms not revoked.
+ */
+int vql_attach_own(struct vql_qpair *qp, struct vql_mspace *ms, u64 *dma);
 /* mmap of VQL_QPAIR_MAP_DMA(slot): read only. */
 int vql_attach_mmap(struct vql_qpair *qp, u32 slot, struct vm_area_struct *vma);
 /* The qpair has ended (after vql_qpair_kill()): end its attachments. */

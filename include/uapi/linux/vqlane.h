@@ -21,7 +21,7 @@
 #include <linux/types.h>
 
 /* Changes when an old daemon could misread a new module, or the reverse. */
-#define VQL_ABI_VERSION 1
+#define VQL_ABI_VERSION 2
 
 #define VQL_NAME_BYTES 32   /* disk names: 1…31 of [A-Za-z0-9_.-], zero-padded */
 #define VQL_CONFIG_BYTES 64 /* room for struct virtio_blk_config (virtio 1.3 §5.2.4) */
@@ -204,7 +204,10 @@ struct vql_disk_state {
  * @num: out: entries
  * @ready: out: 1 when the driver made it ready
  * @next_avail: out: where the device goes on in the available ring (without DIRTY)
+ * @flags: out: VQL_QUEUE_*
+ * @returned: out: enum vql_queue_returned: why the queue is not lent any more
  * @reserved: zero
+ * @served: out: requests that the module has answered in its own lane since the disk was made
  */
 struct vql_disk_queue {
 	__u32 size;
@@ -215,7 +218,98 @@ struct vql_disk_queue {
 	__u32 num;
 	__u32 ready;
 	__u32 next_avail;
+	__u32 flags;
+	__u32 returned;
 	__u32 reserved;
+	__u64 served;
+};
+#define VQL_QUEUE_LENT (1u << 0)  /* the module serves it: VQL_IOC_DISK_LEND */
+#define VQL_QUEUE_BUSY (1u << 1)  /* … and it does more than busy_iops */
+#define VQL_QUEUE_DIRTY (1u << 2) /* … did, and left requests in flight: see the record */
+enum vql_queue_returned {
+	VQL_RETURNED_NOT = 0,   /* lent, or never was, or the driver has reset the disk since */
+	VQL_RETURNED_TAKEN = 1, /* VQL_IOC_DISK_TAKE */
+	VQL_RETURNED_VERDICT =
+		2, /* the request at the head of the ring is for the daemon (VQL_USER) */
+	VQL_RETURNED_SHAPE = 3, /* … or of a shape that the module makes no commands of */
+	VQL_RETURNED_LOST = 4,  /* a controller was reset or is gone; requests were in flight */
+	VQL_RETURNED_START = 5, /* it could not be served (anew): memory, or a controller's queue */
+};
+
+/**
+ * struct vql_lane_range - what a disk's requests may reach on a controller
+ * @target: the number that remap programs give it (vqlane/remap.h)
+ * @ctrl_fd: its controller, /dev/vqlane/nvme-…
+ * @nsid: namespace
+ * @flags: VQL_RANGE_*
+ * @sector: first sector of 512 bytes, of a whole block
+ * @sectors: > 0, of whole blocks
+ */
+struct vql_lane_range {
+	__u32 target;
+	__s32 ctrl_fd;
+	__u32 nsid;
+	__u32 flags;
+	__u64 sector;
+	__u64 sectors;
+};
+#define VQL_RANGE_READ_ONLY 1u
+#define VQL_MAX_RANGES 1024u
+
+/**
+ * struct vql_disk_lane - VQL_IOC_DISK_LANE: what the module needs to serve queues of this disk itself
+ * @size: sizeof(struct vql_disk_lane)
+ * @slot: the disk's index in the BPF maps, told to remap programs and tracepoints
+ * @busy_iops: from this many requests a second on a queue is called busy; 0: never
+ * @nranges: 0…VQL_MAX_RANGES; 0 takes back what was said before
+ * @ranges: address of struct vql_lane_range[@nranges], by target and sector, none overlapping.
+ *          Whatever a remap program answers, no request of this disk reaches anything else.
+ * @id: what GET_ID answers (virtio 1.3 §5.2.6)
+ * @reserved: zero
+ *
+ * Queues that are lent stand still while this changes. ENODEV, EAGAIN: a controller is gone, or is
+ * being reset. EOPNOTSUPP: one has no interrupt left for a queue pair of the module's.
+ */
+struct vql_disk_lane {
+	__u32 size;
+	__u32 slot;
+	__u32 busy_iops;
+	__u32 nranges;
+	__u64 ranges;
+	__u8 id[20];
+	__u32 reserved;
+};
+
+/**
+ * struct vql_disk_lend - VQL_IOC_DISK_LEND: from now on the module serves this queue
+ * @size: sizeof(struct vql_disk_lend)
+ * @index: 0…queues-1
+ * @next_avail: where it goes on in the available ring
+ * @reserved: zero
+ *
+ * The caller says: all that I took from this queue was answered, and no command of mine for it is
+ * under way. Needs the lease (ESTALE) and VQL_IOC_DISK_LANE (EINVAL). The loan ends with
+ * VQL_IOC_DISK_TAKE, when the driver stops the queue or resets the disk, or by itself, which poll()
+ * tells; not with the lease, nor with the claim.
+ */
+struct vql_disk_lend {
+	__u32 size;
+	__u32 index;
+	__u32 next_avail;
+	__u32 reserved;
+};
+
+/**
+ * struct vql_disk_take - VQL_IOC_DISK_TAKE: take a queue back
+ * @size: sizeof(struct vql_disk_take)
+ * @index: 0…queues-1
+ *
+ * Returns when all that the module took from it is answered, or, after drain_ms, is in the record
+ * (VQL_QUEUE_DIRTY). Needs the lease (ESTALE). Taken twice is taken once.
+ */
+struct vql_disk_take {
+	__u32 size;
+	__u32 index;
 };
 
 /**
@@ -509,6 +603,9 @@ struct vql_qpair_detach {
 #define VQL_IOC_DISK_CONFIG _IOW(VQL_IOC_MAGIC, 0x15, struct vql_disk_config)
 #define VQL_IOC_DISK_BROKEN _IO(VQL_IOC_MAGIC, 0x16)
 #define VQL_IOC_DISK_REMOVE _IO(VQL_IOC_MAGIC, 0x17)
+#define VQL_IOC_DISK_LANE _IOW(VQL_IOC_MAGIC, 0x18, struct vql_disk_lane)
+#define VQL_IOC_DISK_LEND _IOW(VQL_IOC_MAGIC, 0x19, struct vql_disk_lend)
+#define VQL_IOC_DISK_TAKE _IOW(VQL_IOC_MAGIC, 0x1a, struct vql_disk_take)
 
 #define VQL_IOC_MSPACE_REGIONS _IOWR(VQL_IOC_MAGIC, 0x20, struct vql_mspace_regions)
 

@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The kernel lane: queues that the module serves itself, in the vCPU's exit and in the drive's
+ * interrupt. What lane.c (a queue's life), lane_io.c (its requests), lane_mem.c (the guest's memory)
+ * and kq.c (the module's own queue pairs) share.
+ *
+ * A queue is the daemon's or, while it is lent, the lane's. A lane that is lent runs whenever the disk
+ * is not frozen and has what it takes; it needs neither a claim nor a lease.
+ *
+ * Contexts of a lane's code:
+ *   kick        interrupts off, inside an eventfd's wake-up and under that eventfd's lock
+ *   interrupt   the controller's, of a command's end
+ *   worker      the rest of a kick's work; what waited for a free command
+ *   set-up      process context under disk->lock: start and stop
+ *
+ * Locks (vqlane.h has the mutexes): an eventfd's → lane->lock → kq->lock, all with interrupts off.
+ * The guest is interrupted through an eventfd, too, and lockdep knows no difference: so never under
+ * lane->lock, and in a kick not at all (eventfd_signal() refuses to nest): there it is irq_work's.
+ */
+#ifndef _VQLANE_KMOD_LANE_H
+#define _VQLANE_KMOD_LANE_H
+
+#include <linux/irq_work.h>
+#include <linux/list.h>
+#include <linux/spinlock.h>
+#include <linux/workqueue.h>
+#include <vqlane/blk.h>
+#include <vqlane/nvme.h>
+#include <vqlane/trace.h>
+#include "vqlane.h"
+
+struct vql_disk;
+struct vql_queue;
+struct vql_kq;
+struct vql_lane;
+
+enum {
+	VQL_LANE_PARTS =
+		32, /* commands that one request may become; more are the daemon's to make */
+	VQL_LANE_NOBODY = 1 << 16, /* no head */
+	VQL_LANE_INLINE = 8,       /* requests of one kick, with interrupts off */
+};
+
+/* ---- what a disk may reach (lane_io.c) ---- */
+
+struct vql_lane_target {
+	u32 target;
+	u32 nsid;
+	u32 view; /* index of its controller in kqs, and in each lane's views */
+	bool read_only;
+	u8 block_shift;
+	u64 sector;
+	u64 sectors;
+	u64 boundary; /* bytes that no command may cross a multiple of; 0: none */
+};
+
+/* Immutable, but for being replaced while no lane runs. */
+struct vql_lane_config {
+	u32 slot;
+	u32 busy_iops;
+	u8 id[VQL_ID_BYTES];
+	u32 nkqs;
+	struct vql_kq **kqs; /* references */
+	u32 ntargets;
+	struct vql_lane_target targets[]; /* by target, sector */
+};
+
+/* From the daemon's words; sleeps, and takes the controllers' locks. */
+struct vql_lane_config *vql_lane_config_create(const struct vql_disk_lane *lane);
+void vql_lane_config_free(struct vql_lane_config *config);
+
+/* ---- a guest's memory (lane_mem.c) ---- */
+
+/* Kernel address → DMA address of one controller. */
+struct vql_lane_view {
+	struct vql_region *dma[2]; /* by address: what devices may write; what they may only read */
+	u32 ndma[2];
+};
+
+struct vql_lane_mem {
+	struct vql_region *regions; /* guest address → kernel address, one for each chunk */
+	u32 nregions;
+	u32 nviews;
+	struct vql_lane_view views[]; /* as config->kqs */
+};
+
+/* Under disk->lock, which keeps @ms. Attaches the module's queue pairs to it. */
+struct vql_lane_mem *vql_lane_mem_create(struct vql_mspace *ms, struct vql_lane_config *config);
+void vql_lane_mem_free(struct vql_lane_mem *mem);
+/* A part of a ring, in one piece: which may take a mapping of its own (*@map, for vunmap()). */
+void *vql_lane_mem_ring(struct vql_lane_mem *mem, u64 guest, u64 bytes, bool write, void **map);
+
+/* ---- requests (lane_io.c) ---- */
+
+/* A request that was taken from the ring, by head. */
+struct vql_lane_io {
+	struct vql_io io;
+	struct vql_blk_answer answer;
+	struct vql_trace_io trace;
+	u64 taken; /* the how manieth */
+	u16 parts; /* commands under way */
+	bool busy;
+	bool lost; /* one of them was lost: it is not known what became of it */
+};
+
+/* A command that is made but not yet given to the controller. */
+struct vql_lane_part {
+	struct vql_kq *kq;
+	u32 view;
+	u16 tag;
+	struct vql_nvme_sqe sqe;
+};
+
+/* What is needed for one request at a time. */
+struct vql_lane_scratch {
+	struct vql_chain chain;
+	struct vql_lane_part parts[VQL_LANE_PARTS];
+	u32 nparts;
+};
+
+/* Two for each controller: as vql_lane_view has them. With hints of the lane's own. */
+struct vql_lane_dma {
+	struct vql_mem mem[2];
+	bool ring; /* commands were pushed, and the doorbell is yet to be rung */
+};
+
+enum vql_lane_state {
+	VQL_LANE_OFF,   /* nothing below is there */
+	VQL_LANE_RUNS,  /* takes requests */
+	VQL_LANE_STOPS, /* takes no more; goes OFF when none is under way */
+};
+
+struct vql_lane {
+	struct vql_disk *disk;
+	u32 index;
+	bool lent;    /* under disk->lock */
+	u32 returned; /* enum vql_queue_returned; under disk->lock */
+	bool dirty;   /* under disk->lock */
+
+	/* Under disk->lock, while OFF; read also by who runs the lane. */
+	struct vql_lane_config *config;
+	struct vql_lane_dma *dma;
+	struct vql_lane_io *ios; /* by head */
+	u16 *answered;           /* heads of entries that are not published; room for all */
+	struct vql_lane_scratch *scratch;
+	void *maps[3];
+	bool durable; /* each write is to be on the medium when it is answered */
+
+	spinlock_t lock;             /* all below */
+	enum vql_lane_state state;   /* read also without */
+	enum vql_queue_returned why; /* it stops for good; NOT: only for now */
+	int ring_error;
+	struct vql_ring ring;
+	struct vql_mem mem;
+	struct vql_blk_disk blk;
+	u32 in_flight; /* requests */
+	u32 lost;
+	u64 taken;
+	u64 served;
+	u32 waited_for; /* head that found no free command, or VQL_LANE_NOBODY */
+	u32 nanswered;
+	bool signal_due; /* the guest wants an interrupt */
+	bool busy;
+	u32 recent;               /* requests in this window */
+	unsigned long window_end; /* jiffies */
+	struct list_head waiting; /* for a free command; under kq->lock */
+
+	struct irq_work signal;
+	struct work_struct serve_work;
+};
+
+/* How taking a request ended, where it is not 0 (submitted) or 1 (answered). */
+#define VQL_LANE_WAIT (-EAGAIN)      /* no free command: lane->waiting was put on a list */
+#define VQL_LANE_VERDICT (-EREMOTE)  /* the daemon's, by the remap program's word */
+#define VQL_LANE_SHAPE (-EOPNOTSUPP) /* the daemon's, by its shape */
+#define VQL_LANE_GONE (-ENODEV)      /* its controller's queue pair was lost */
+
+/*
+ * Make commands of @io and give them to the controllers. 0: under way, @io->parts of them; 1: its
+ * status is final; or why it stays where it is, with nothing changed. Under lane->lock.
+ */
+int vql_lane_submit(struct vql_lane *lane, u16 head, struct vql_lane_io *io);
+/* Ring the doorbells of what was submitted. */
+void vql_lane_ring_doorbells(struct vql_lane *lane);
+
+/* ---- lane.c ---- */
+
+int vql_lane_init(void);
+void vql_lane_exit(void);
+void vql_lane_setup(struct vql_lane *lane, struct vql_disk *disk, u32 index);
+/* True: the kick was for the lane. Any context that kick_vq() has. */
+bool vql_lane_kick(struct vql_lane *lane);
+/* There may be free commands again. */
+void vql_lane_wake(struct vql_lane *lane);
+
+/* A command has ended. */
+struct vql_lane_end {
+	struct vql_lane *lane;
+	u16 head;
+	u16 status; /* enum vql_status, or VQL_LANE_LOST */
+};
+#define VQL_LANE_LOST 0xffff
+/* @n of them, in any order, which this uses up. In an interrupt, or in a worker. */
+void vql_lane_ended(struct vql_lane_end *end, u32 n);
+
+/* The following under disk->lock. */
+/* Exchanges the disk's configuration; without one no queue is lent any more. Lets go of the lock. */
+void vql_lanes_config(struct vql_disk *disk, struct vql_lane_config **config);
+int vql_lane_lend(struct vql_queue *q, u16 next_avail);
+/* The loan ends. Lets go of the lock while it waits. */
+void vql_lane_take(struct vql_queue *q);
+/* All lanes stop for now: @ask begins it, @wait (which lets go of the lock) ends it. */
+void vql_lanes_ask_stop(struct vql_disk *disk);
+void vql_lanes_wait_stopped(struct vql_disk *disk);
+/* Those that are lent go on, if the disk can be served. */
+void vql_lanes_start(struct vql_disk *disk);
+/* The configuration space has changed. */
+void vql_lanes_refresh(struct vql_disk *disk);
+/* The driver has reset the disk: no queue is lent any more. Lanes are stopped. */
+void vql_lanes_reset(struct vql_disk *disk);
+
+/* ---- kq.c: a controller's queue pair for all lanes ---- */
+
+/* Process context. The same for all of one controller; ERR_PTR when it cannot have one. */
+struct vql_kq *vql_kq_get(struct vql_ctrl *ctrl);
+void vql_kq_put(struct vql_kq *kq);
+/* Make a new queue pair if the last was lost. */
+int vql_kq_revive(struct vql_kq *kq);
+int vql_kq_attach(struct vql_kq *kq, struct vql_mspace *ms, u64 *dma);
+/* Delete its queue pair: what is under way ends as lost, before this returns. */
+void vql_kq_abandon(struct vql_kq *kq);
+/* What the interrupt handler still does for any lane is over when this returns. */
+void vql_kq_synchronize(struct vql_kq *kq);
+
+struct vql_kq_limits {
+	u32 max_transfer;
+	bool sgl;
+	bool volatile_cache;
+	bool write_zeroes;
+	bool discard;
+};
+const struct vql_kq_limits *vql_kq_limits(const struct vql_kq *kq);
+struct vql_ctrl *vql_kq_ctrl(struct vql_kq *kq);
+
+/* Under a lane's lock, with interrupts off throughout. A tag, or -EAGAIN: then the lane waits. */
+int vql_kq_reserve(struct vql_kq *kq, struct vql_lane *lane, u16 head);
+void vql_kq_cancel(struct vql_kq *kq, u16 tag);
+/* The page for the tag's list. */
+void *vql_kq_page(struct vql_kq *kq, u16 tag);
+u64 vql_kq_page_dma(struct vql_kq *kq, u16 tag);
+/* False: the queue pair was lost, and so is the command; the tag is free. */
+bool vql_kq_push(struct vql_kq *kq, u16 tag, const struct vql_nvme_sqe *sqe);
+void vql_kq_ring(struct vql_kq *kq);
+/* Its identifier on the controller, for traces. */
+u16 vql_kq_qid(const struct vql_kq *kq);
+/* No longer in line for a free command. */
+void vql_kq_leave_line(struct vql_kq *kq, struct vql_lane *lane);
+
+#endif
