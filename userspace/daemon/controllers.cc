@@ -151,6 +151,9 @@ result<void> controller::attach(const guest_memory& memory, const kmod_mspace& s
         auto a = std::make_shared<attachment>();
         a->memory = &memory;
         a->space = &space;
+        // Lost while nothing was under way on it, so that its poller has not noticed yet.
+        if (l->pair->lost())
+            lane_lost(*l);
         auto table = l->pair->pair.attach(space);
         // A lost lane gets its tables when it is replaced; until then nothing is submitted there.
         if (!table && !l->lost) {
@@ -201,7 +204,8 @@ void controller::close(std::function<void()> done) {
 }
 
 void controller::lane_lost(lane& l) {
-    if (closing_ || l.lost)
+    // It may have been replaced between the poller's look and now.
+    if (closing_ || l.lost || !l.pair->lost())
         return;
     l.lost = true;
     l.tries = 0;

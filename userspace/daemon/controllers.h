@@ -62,6 +62,7 @@ class controller {
         kmod_qpair pair;
         std::vector<int> guards;
         ~guarded_pair();
+        bool lost() const { return vql_load_acquire(pair.queue().state) != 0; }
     };
     struct attachment {
         const guest_memory* memory;
