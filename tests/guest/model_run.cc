@@ -2,21 +2,24 @@
 #include "model_run.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 namespace vql::guest {
 
-model_run::model_run(blk_driver& driver, std::vector<std::byte>& model, uint64_t seed,
+model_run::model_run(blk_driver& driver, std::span<std::byte> model, uint64_t seed,
                      const run_options& options)
     : driver_(driver), model_(model), options_(options), random_(seed), seed_(seed),
       operations_(driver.options().queues), waiting_(driver.options().queues) {
     unsigned depth =
         driver.options().depth == 0 ? driver.options().queue_size : driver.options().depth;
     uint64_t bytes = arena::bytes_for(options.max_bytes, options.layout.max_pieces);
+    size_t note = 0;
     for (auto& queue : operations_) {
         queue.resize(depth);
         for (operation& op : queue) {
             op.place = {driver.memory().allocate(bytes, 4096), bytes};
+            op.noted = options.journal.empty() ? nullptr : &options.journal[note++];
         }
     }
     active_.reserve(depth * operations_.size());
@@ -27,9 +30,14 @@ model_run::operation& model_run::operation_of(const blk_request& request) {
     return operations_[request.queue][request.token];
 }
 
+void model_run::fail(const intent& op, const std::string& what) const {
+    throw guest_error(what + " (type " + std::to_string(static_cast<uint32_t>(op.op)) + ", bytes " +
+                      std::to_string(op.first) + " to " + std::to_string(op.end) + ", seed " +
+                      std::to_string(seed_) + ")");
+}
+
 void model_run::fail(const operation& op, const std::string& what) const {
-    throw guest_error(what + " (" + describe(*op.request) + ", bytes " + std::to_string(op.first) +
-                      " to " + std::to_string(op.end) + ", seed " + std::to_string(seed_) + ")");
+    fail(static_cast<const intent&>(op), what + ", " + describe(*op.request));
 }
 
 // Two requests in flight have no order, so they must not touch the same sectors, unless both read.
@@ -137,6 +145,9 @@ bool model_run::submit_one(unsigned queue) {
         shape(op);
         op.active = true;
         active_.push_back(&op);
+        if (op.noted != nullptr) {
+            *op.noted = op;
+        }
         waiting_[queue] = request;
         left_--;
     }
@@ -148,7 +159,7 @@ bool model_run::submit_one(unsigned queue) {
 }
 
 // The content that a write-like operation leaves in its range.
-void model_run::apply(const operation& op, std::span<std::byte> to) const {
+void model_run::apply(const intent& op, std::span<std::byte> to) {
     if (op.op == blk_op::write) {
         random_source(op.data_seed).fill(to);
     } else {
@@ -205,6 +216,9 @@ void model_run::complete(blk_request& request) {
     }
     }
     op.active = false;
+    if (op.noted != nullptr) { // release: the model has it before the journal forgets it
+        std::atomic_ref(op.noted->active).store(false, std::memory_order_release);
+    }
     active_.erase(std::find(active_.begin(), active_.end(), &op));
     driver_.release(request);
 }
@@ -260,29 +274,42 @@ void model_run::drain() {
 void model_run::settle_lost() {
     left_ = 0;
     std::fill(waiting_.begin(), waiting_.end(), nullptr);
-    std::vector<operation*> lost = std::move(active_);
-    active_.clear();
-    active_.reserve(lost.capacity());
-    for (operation* op : lost) {
+    for (operation* op : active_) {
         op->active = false;
-        uint64_t bytes = op->end - op->first;
-        if (op->op == blk_op::read || bytes == 0) {
-            continue;
+    }
+    for (const operation* op : active_) {
+        if (op->noted == nullptr) {
+            settle(*op);
         }
-        std::vector<std::byte> now(bytes);
-        std::vector<std::byte> written(bytes);
-        apply(*op, written);
-        if (driver_.read(op->first / sector_bytes, now).status != blk_ok) {
-            fail(*op, "cannot be read after the rings were lost");
+    }
+    active_.clear();
+    for (intent& noted : options_.journal) { // of this process, or of one that was killed
+        if (noted.active) {
+            settle(noted);
+            noted.active = false;
         }
-        for (uint64_t at = 0; at < bytes; at += sector_bytes) {
-            std::byte* model = model_.data() + op->first + at;
-            if (std::memcmp(now.data() + at, model, sector_bytes) != 0 &&
-                std::memcmp(now.data() + at, written.data() + at, sector_bytes) != 0) {
-                fail(*op, "neither old nor new content at byte " + std::to_string(op->first + at));
-            }
-            std::memcpy(model, now.data() + at, sector_bytes);
+    }
+}
+
+// Each sector is as before the request, or as it left it: so it is in the model from now on.
+void model_run::settle(const intent& op) {
+    uint64_t bytes = op.end - op.first;
+    if (op.op == blk_op::read || bytes == 0) {
+        return;
+    }
+    std::vector<std::byte> now(bytes);
+    std::vector<std::byte> written(bytes);
+    apply(op, written);
+    if (driver_.read(op.first / sector_bytes, now).status != blk_ok) {
+        fail(op, "cannot be read after the rings were lost");
+    }
+    for (uint64_t at = 0; at < bytes; at += sector_bytes) {
+        std::byte* model = model_.data() + op.first + at;
+        if (std::memcmp(now.data() + at, model, sector_bytes) != 0 &&
+            std::memcmp(now.data() + at, written.data() + at, sector_bytes) != 0) {
+            fail(op, "neither old nor new content at byte " + std::to_string(op.first + at));
         }
+        std::memcpy(model, now.data() + at, sector_bytes);
     }
 }
 

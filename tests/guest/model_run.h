@@ -10,6 +10,15 @@
 
 namespace vql::guest {
 
+// A request as the model sees it: what it shall do to the disk.
+struct intent {
+    blk_op op = blk_op::read;
+    uint64_t first = 0; // bytes
+    uint64_t end = 0;
+    uint64_t data_seed = 0;
+    bool active = false;
+};
+
 struct run_options {
     uint32_t max_bytes = 128 << 10; // of one read or write
     bool discard = true;
@@ -21,6 +30,9 @@ struct run_options {
     layout_options layout;
     unsigned indirect_percent = 50; // where the driver has indirect descriptors
     milliseconds timeout = default_timeout();
+    // One for each of the driver's requests, queue by queue: what is in flight is noted here before
+    // it is. With the model in shared memory, too, another process goes on where one was killed.
+    std::span<intent> journal;
 };
 
 struct op_counts {
@@ -39,9 +51,10 @@ struct run_counts {
 
 class model_run {
   public:
-    // model.size() is the disk's size; it is the disk's content now. The driver's requests are
-    // this object's from now on.
-    model_run(blk_driver& driver, std::vector<std::byte>& model, uint64_t seed,
+    // model.size() is the disk's size; it is the disk's content now, but for what the journal says
+    // was in flight: settle_lost() comes first then. The driver's requests are this object's from
+    // now on.
+    model_run(blk_driver& driver, std::span<std::byte> model, uint64_t seed,
               const run_options& options = {});
 
     // Submits until `operations` were submitted, and waits for all of them.
@@ -63,14 +76,10 @@ class model_run {
     const run_counts& counts() const { return counts_; }
 
   private:
-    struct operation {
+    struct operation : intent {
         blk_request* request = nullptr;
-        blk_op op = blk_op::read;
-        uint64_t first = 0; // bytes
-        uint64_t end = 0;
         arena place{};
-        uint64_t data_seed = 0;
-        bool active = false;
+        intent* noted = nullptr; // in the journal
     };
 
     bool submit_one(unsigned queue);
@@ -78,12 +87,14 @@ class model_run {
     bool conflicts(const operation& op) const;
     void shape(operation& op);
     void complete(blk_request& request);
-    void apply(const operation& op, std::span<std::byte> to) const;
+    static void apply(const intent& op, std::span<std::byte> to);
+    void settle(const intent& op);
+    [[noreturn]] void fail(const intent& op, const std::string& what) const;
     [[noreturn]] void fail(const operation& op, const std::string& what) const;
     operation& operation_of(const blk_request& request);
 
     blk_driver& driver_;
-    std::vector<std::byte>& model_;
+    std::span<std::byte> model_;
     run_options options_;
     random_source random_;
     uint64_t seed_;
