@@ -7,8 +7,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
+#include <fstream>
 #include <linux/fs.h>
 #include <random>
+#include <sstream>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -22,7 +24,8 @@ constexpr uint64_t drive_align = 1 << 20;
 std::string environment(const char* name) {
     const char* value = std::getenv(name);
     if (value == nullptr) {
-        throw guest_error(std::string("VQL_E2E=vdpa needs ") + name);
+        throw guest_error(std::string("this test needs ") + name +
+                          ": its case in tests/vm/cases sets it");
     }
     return value;
 }
@@ -64,6 +67,31 @@ bool vdpa_world() {
 std::string storage_folder() {
     // In the virtual machine of the vDPA world the build folder is read-only.
     return vdpa_world() ? "/tmp" : built_program(".");
+}
+
+void let_case(const std::string& word) {
+    std::string done = environment("VQL_OUT") + "/did." + word;
+    unlink(done.c_str());
+    std::printf("\ndo %s\n", word.c_str()); // report in tests/vm/host-common.sh reads it
+    std::fflush(stdout);
+    deadline until(default_timeout());
+    while (access(done.c_str(), F_OK) != 0) {
+        if (until.passed()) {
+            throw timeout_error("the case does not say that it did " + word);
+        }
+        usleep(1000);
+    }
+}
+
+std::string victim_target(unsigned n) {
+    std::istringstream victims(environment("VQL_E2E_VICTIMS"));
+    std::string bdf;
+    for (unsigned i = 0; i <= n; i++) {
+        victims >> bdf;
+    }
+    REQUIRE(victims);
+    return "[[target]]\nname = \"victim" + std::to_string(n) + "\"\ntype = \"nvme\"\ndevice = \"" +
+           bdf + "\"\nnamespace = 1\n";
 }
 
 vhost_user_only::vhost_user_only(const char* why) {
@@ -235,7 +263,7 @@ backing_extent test_storage::part(const std::string& name, uint64_t offset, uint
     return {all.on_drive ? environment("VQL_E2E_NVME") : path(name), all.offset + offset, bytes};
 }
 
-uint64_t compare_backing(const std::vector<std::byte>& model,
+uint64_t compare_backing(std::span<const std::byte> model,
                          const std::vector<backing_extent>& extents) {
     constexpr size_t most = 1 << 20;
     std::unique_ptr<std::byte, void (*)(void*)> buffer(
@@ -261,6 +289,19 @@ uint64_t compare_backing(const std::vector<std::byte>& model,
         }
     }
     return at;
+}
+
+void leave_for_case(std::span<const std::byte> model, const backing_extent& extent) {
+    const char* folder = std::getenv("VQL_E2E_LEAVE");
+    if (folder == nullptr) {
+        return; // nobody looks
+    }
+    std::ofstream file(std::string(folder) + "/" + std::to_string(extent.offset),
+                       std::ios::binary | std::ios::trunc);
+    file.write(reinterpret_cast<const char*>(model.data()),
+               static_cast<std::streamsize>(extent.bytes));
+    file.close();
+    REQUIRE(file);
 }
 
 std::unique_ptr<transport> open_device(const std::string& path, const vhost_user_options& options) {

@@ -27,6 +27,13 @@ uint64_t scaled(uint64_t n, uint64_t least = 1);
 bool vdpa_world();
 // A folder for files where disks are; there O_DIRECT should work.
 std::string storage_folder();
+// Some tests are steered by a case in tests/vm/cases, on whose machine they run. let_case() has it
+// run its function do_WORD, and comes back when that is done. Such a case names further drives that
+// are bound to vqlane, in $VQL_E2E_VICTIMS: namespace 1 of the first is target "victim0". What a
+// test leaves with leave_for_case() is what the drive must still hold there when the kernel has it
+// back.
+void let_case(const std::string& word); // on any thread
+std::string victim_target(unsigned n);
 // Skips a test that has this among its local variables, for that reason, in the vDPA world.
 struct vhost_user_only {
     explicit vhost_user_only(const char* why);
@@ -64,8 +71,10 @@ struct backing_extent {
     uint64_t bytes;
 };
 // The first byte at which they differ from the model, or model.size().
-uint64_t compare_backing(const std::vector<std::byte>& model,
+uint64_t compare_backing(std::span<const std::byte> model,
                          const std::vector<backing_extent>& extents);
+
+void leave_for_case(std::span<const std::byte> model, const backing_extent& extent);
 
 // What the disks of one test are made of, all zeroes at first: files that are targets, or in the
 // vDPA world ranges of one target, the drive.

@@ -46,7 +46,8 @@ check() {
 }
 
 # report PROGRAM…: a program that says "ok WHAT" and "not ok WHAT: WHY", a line each; each is a check. The
-# program's own status must agree. What it leaves out, it tells by "skipped WHAT: WHY".
+# program's own status must agree. What it leaves out, it tells by "skipped WHAT: WHY". By "do WORD" it asks
+# for the case's function do_WORD, and may wait for the file did.WORD in $VQL_OUT that says it was called.
 report() {
     local line status=0
     while read -r line; do
@@ -61,6 +62,10 @@ report() {
             record fail "${line#not ok }"
             ;;
         'skipped '*) record note "$line" ;;
+        'do '*)
+            check "${line#do }" "do_${line#do }"
+            : >"$VQL_OUT/did.${line#do }"
+            ;;
         'report-status '*) status=${line#* } ;;
         *) printf '%s\n' "$line" >&2 ;;
         esac
@@ -183,9 +188,9 @@ take_drive() {
     bind_driver "$bdf" vqlane
 }
 
-# give_back BDF: to the kernel's driver, whose namespaces appear a moment later.
+# give_back BDF: to the kernel's driver, whose namespaces appear a moment later. A drive that was pulled is gone.
 give_back() {
-    [[ $(driver_of "$1") != nvme ]] || return 0
+    [[ -e /sys/bus/pci/devices/$1 && $(driver_of "$1") != nvme ]] || return 0
     bind_driver "$1" nvme && wait_for 20 namespaces_of "$1"
 }
 namespaces_of() { compgen -G "/sys/bus/pci/devices/$1/nvme/nvme*/nvme*n*"; }
@@ -206,6 +211,21 @@ unmute_drive() { setpci -s "$1" COMMAND=4:4; }
 # them, until they are released.
 hold_requests() { monitor "qemu-io $1-image \"break ${2}_aio held\""; }
 release_requests() { monitor "qemu-io $1-image \"remove_break held\""; }
+
+# ---- Memory ----
+
+# pinned_pages: how many are pinned for DMA just now, by anybody. Each CPU counts for itself, and is to tell.
+pinned_pages() {
+    echo 1 >/proc/sys/vm/stat_refresh
+    awk '$1 == "nr_foll_pin_acquired" { n += $2 } $1 == "nr_foll_pin_released" { n -= $2 } END { print n + 0 }' /proc/vmstat
+}
+
+# free_mib: free memory without caches.
+free_mib() {
+    sync
+    echo 3 >/proc/sys/vm/drop_caches
+    awk '$1 == "MemFree:" { print int($2 / 1024) }' /proc/meminfo
+}
 
 # ---- Module, daemon, disks ----
 
@@ -251,6 +271,42 @@ target = "nvme0"
 frontend = "vdpa"
 queues = 2
 END
+}
+
+# e2e VICTIMS FILTER…: runs those of the end-to-end tests, with disks on drive vql-two, which the kernel shares.
+# VICTIMS: the drives that the case will do something to, by serial. What tests leave for reads_back is in
+# $VQL_OUT/left.
+e2e() {
+    local serial pinned
+    pinned=$(pinned_pages)
+    VQL_E2E_VICTIMS=
+    for serial in $1; do
+        take_drive "$serial"
+        VQL_E2E_VICTIMS+="$(drive "$serial") "
+    done
+    shift
+    modprobe loop
+    take_drive vql-two
+    VQL_E2E=vdpa
+    VQL_E2E_BDF=$(drive vql-two)
+    VQL_E2E_NVME=$(node vql-two)
+    VQL_E2E_LEAVE=$VQL_OUT/left
+    VQL_TEST_SCALE=${VQL_TEST_SCALE:-1}
+    export VQL_OUT VQL_E2E VQL_E2E_VICTIMS VQL_E2E_BDF VQL_E2E_NVME VQL_E2E_LEAVE VQL_TEST_SCALE
+    mkdir -p "$VQL_E2E_LEAVE"
+    report "$VQL_TOP/tests/vm/catch-report" "$VQL_BUILD/tests/e2e_test" "$@"
+    check "no page stays pinned" is "$(pinned_pages)" "$pinned"
+}
+
+# reads_back: the kernel's driver, which has drive vql-two back, reads what the tests left. The files are named
+# after where they were on the drive.
+reads_back() {
+    local left
+    for left in "$VQL_OUT"/left/*; do
+        dd if="$(node vql-two)" iflag=direct,skip_bytes,count_bytes skip="${left##*/}" count="$(stat -c %s "$left")" \
+            bs=64k status=none | cmp - "$left" || return 1
+        rm "$left"
+    done
 }
 
 # ---- Guests ----
