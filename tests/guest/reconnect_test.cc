@@ -146,6 +146,7 @@ TEST_CASE("a daemon that is killed under load and started again answers each req
     CHECK(out_of_order >= least / 3);
     run.run(200);
     CHECK(disk.compare(model) == disk_bytes);
+    leave_for_case(model, disk.storage.part("t"));
 }
 
 TEST_CASE("a daemon that ends by SIGTERM under load has answered what it took", "[crash]") {
