@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Drives that fail: single blocks, or whole controllers that are reset, taken away, pulled, or no
+// longer answer. Hidden: cases of tests/vm run them, each by its tag, and do that to the drive.
+#include "e2e.h"
+
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <cstring>
+#include <unistd.h>
+
+namespace vql::guest {
+namespace {
+
+constexpr uint64_t disk_bytes = 16 << 20;
+
+guest_options loaded_guest() {
+    guest_options options;
+    options.blk.queues = 2;
+    options.blk.depth = 16;
+    options.memory_bytes = 64 << 20;
+    return options;
+}
+
+std::string victim_disk(unsigned n, uint64_t bytes) {
+    std::string name = "victim" + std::to_string(n);
+    return victim_target(n) + disk_of(name, "extents = [ { target = \"" + name + "\", length = " +
+                                                std::to_string(bytes) + " } ]\nqueues = 2\n");
+}
+
+// A disk on each of the drives that something is done to, and another one, whose guest must go on.
+struct setup {
+    test_storage storage;
+    test_daemon daemon;
+    explicit setup(unsigned victims = 1) : daemon(configuration(victims)) {}
+    std::string configuration(unsigned victims) {
+        storage.add("t", disk_bytes);
+        std::string text = storage.targets() + storage.disk("other", "t");
+        for (unsigned n = 0; n < victims; n++) {
+            text += victim_disk(n, disk_bytes);
+        }
+        return text;
+    }
+};
+
+// A guest with a model on a victim. Throws what goes wrong, so it can run on any thread.
+struct victim_guest {
+    std::string path;
+    test_guest guest;
+    std::vector<std::byte> model;
+    model_run run;
+
+    victim_guest(const test_daemon& daemon, unsigned n, const run_options& options = {})
+        : path(daemon.device("victim" + std::to_string(n))), guest(path, loaded_guest()),
+          model(disk_bytes), run(guest.driver, model, test_seed(1400 + n), options) {
+        need(guest.driver.write_zeroes({0, disk_bytes / sector_bytes, 0}).status == blk_ok,
+             "the disk is zeroed");
+    }
+
+    static void need(bool is_so, const std::string& what) {
+        if (!is_so) {
+            throw guest_error("not so: " + what);
+        }
+    }
+
+    // Load until done() or a request fails; true if one did.
+    template <class F>
+    bool load_until(F&& done, milliseconds timeout = default_timeout()) {
+        deadline until(timeout);
+        run.start(uint64_t{1} << 40);
+        try {
+            while (!done()) {
+                if (until.passed()) {
+                    throw timeout_error("neither an error nor an end in time");
+                }
+                run.step();
+            }
+        } catch (const timeout_error&) {
+            throw;
+        } catch (const guest_error& error) {
+            need(std::string(error.what()).starts_with("status 1"), error.what());
+            return true;
+        }
+        return false;
+    }
+    void load_for(milliseconds time) {
+        deadline until(time);
+        need(!load_until([&] { return until.passed(); }), "no request fails");
+    }
+    // Under load, the case does something to the drive, after which all is answered, with errors.
+    void lose(const std::string& word, milliseconds timeout = default_timeout()) {
+        load_for(milliseconds(300));
+        auto does = std::async(std::launch::async, let_case, word);
+        need(load_until([] { return false; }, timeout), "requests fail");
+        does.get();
+        need(guest.disk_lost(timeout), "all in flight is answered");
+        for (unsigned queue = 0; queue < 2; queue++) {
+            std::array<std::byte, sector_bytes> sector{};
+            need(guest.driver.write(0, sector, queue).status == blk_ioerr, "a write fails");
+            need(guest.driver.flush(queue).status == blk_ioerr, "a flush fails");
+        }
+    }
+    // Its VMM comes anew, as after a reboot.
+    void restart() {
+        guest.device.disconnect();
+        guest.device.reconnect();
+        guest.driver.start();
+    }
+    // The drive is back: what was acknowledged is there.
+    void goes_on() {
+        restart();
+        run.settle_lost();
+        run.run(200);
+        std::vector<std::byte> all(1 << 20);
+        for (uint64_t at = 0; at < disk_bytes; at += all.size()) {
+            need(guest.driver.read(at / sector_bytes, all).status == blk_ok, "it can be read");
+            need(std::equal(all.begin(), all.end(), model.begin() + static_cast<ptrdiff_t>(at)),
+                 "the disk is as its model");
+        }
+    }
+};
+
+constexpr const char* gave_up = "its disks answer with errors from now on";
+
+} // namespace
+
+TEST_CASE("a controller that is reset is no more than a delay", "[.][drive-reset]") {
+    setup with;
+    victim_guest victim(with.daemon, 0);
+    SECTION("under load") {
+        for (unsigned round = 0; round < 3; round++) {
+            auto does = std::async(std::launch::async, let_case, "reset");
+            victim.load_for(milliseconds(1500));
+            does.get();
+            victim.run.drain();
+        }
+        CHECK(with.daemon.wait_log("lost a queue pair, and goes on with a new one"));
+    }
+    SECTION("while nothing is under way") {
+        let_case("reset");
+        CHECK(victim.guest.driver.flush().status == blk_ok);
+    }
+    SECTION("while nothing is under way, and then a VMM comes") {
+        victim.guest.device.disconnect();
+        let_case("reset");
+        victim.restart();
+        CHECK(victim.guest.driver.flush().status == blk_ok);
+    }
+    victim.goes_on();
+}
+
+TEST_CASE("a drive that is unbound fails its disks, and serves them again when it is back",
+          "[.][drive-unbound]") {
+    setup with;
+    bystander other(with.daemon.device("other"), disk_bytes, test_seed(1500));
+    victim_guest victim(with.daemon, 0);
+    victim.lose("unbind");
+    CHECK(with.daemon.wait_log(gave_up));
+    CHECK(other.goes_on());
+    victim.restart();
+    CHECK(victim.guest.driver.flush().status == blk_ioerr);
+    CHECK(other.goes_on());
+    let_case("bind");
+    CHECK(with.daemon.terminate() == 0);
+    with.daemon.start();
+    victim.goes_on();
+    CHECK(other.goes_on());
+    CHECK(other.stop() == "");
+}
+
+TEST_CASE("a drive that is pulled fails its disks", "[.][drive-pulled]") {
+    setup with;
+    bystander other(with.daemon.device("other"), disk_bytes, test_seed(1510));
+    victim_guest victim(with.daemon, 0);
+    victim.lose("pull");
+    CHECK(with.daemon.wait_log(gave_up));
+    CHECK(other.goes_on());
+    victim.restart();
+    CHECK(victim.guest.driver.flush().status == blk_ioerr);
+    CHECK(other.goes_on());
+    CHECK(other.stop() == "");
+}
+
+// Both take what the daemon waits before it does something, so they wait together.
+TEST_CASE("a controller that does not answer is reset, and given up if that does not help",
+          "[.][drive-mute]") {
+    const milliseconds patience(240000);
+    setup with(2);
+    bystander other(with.daemon.device("other"), disk_bytes, test_seed(1520));
+    run_options patient;
+    patient.timeout = patience;
+    victim_guest heals(with.daemon, 0, patient), hung(with.daemon, 1, patient);
+    auto healing = std::async(std::launch::async, [&] {
+        heals.load_for(milliseconds(300));
+        auto does = std::async(std::launch::async, let_case, "mute");
+        heals.load_for(milliseconds(3000));
+        does.get();
+        uint64_t done = heals.run.counts().total();
+        heals.load_for(milliseconds(2000));
+        heals.need(heals.run.counts().total() == done, "it is mute");
+        let_case("unmute"); // and nobody tells it to look at its queues
+        heals.run.drain();
+    });
+    auto hanging = std::async(std::launch::async, [&] { hung.lose("mute_for_ever", patience); });
+    CHECK(with.daemon.wait_log("are not answered after 30 s", 0, patience));
+    CHECK(with.daemon.control().result({{"op", "disk_list"}}).size() == 3);
+    CHECK(other.goes_on());
+    CHECK_NOTHROW(healing.get());
+    CHECK_NOTHROW(hanging.get());
+    CHECK(with.daemon.wait_log("aborting did not help; resetting it"));
+    CHECK(with.daemon.wait_log("lost a queue pair, and goes on with a new one"));
+    CHECK(with.daemon.wait_log(gave_up));
+    heals.goes_on();
+    CHECK(other.goes_on());
+    let_case("rebind");
+    CHECK(with.daemon.terminate() == 0);
+    with.daemon.start();
+    hung.goes_on();
+    heals.goes_on();
+    CHECK(other.goes_on());
+    CHECK(other.stop() == "");
+}
+
+namespace {
+
+// The drive of drive-errors (tests/vm/host-vm.sh).
+constexpr uint64_t bad_bytes = 64 << 20;
+constexpr uint64_t unreadable = 2048;
+constexpr uint64_t unwritable = 4096;
+
+// What a sector holds whenever it holds something.
+void sector_pattern(uint64_t sector, std::byte* at) {
+    random_source(sector).fill(std::span(at, sector_bytes));
+}
+
+struct bad_request {
+    bool write;
+    uint64_t first; // sectors
+    uint64_t count;
+    uint64_t gpa;
+    bool fails() const {
+        uint64_t bad = write ? unwritable : unreadable;
+        return first <= bad && bad < first + count;
+    }
+};
+
+} // namespace
+
+TEST_CASE("requests that touch a bad block fail, and no others", "[.][drive-errors]") {
+    test_daemon daemon(victim_disk(0, bad_bytes));
+    test_guest guest(daemon.device("victim0"), loaded_guest());
+    blk_driver& driver = guest.driver;
+    random_source random(test_seed(1600));
+    constexpr uint64_t most = 2048; // sectors: more than one command carries
+    constexpr uint64_t area = 8192;
+    std::vector<std::byte> pattern(area * sector_bytes);
+    for (uint64_t sector = 0; sector < area; sector++) {
+        sector_pattern(sector, &pattern[sector * sector_bytes]);
+    }
+    auto part = [&](uint64_t first, uint64_t count) {
+        return std::span(pattern).subspan(first * sector_bytes, count * sector_bytes);
+    };
+    for (uint64_t at = 0; at < area; at += most) { // all but the one that cannot be
+        REQUIRE(driver.write(at, part(at, at == unwritable ? 0 : most)).status == blk_ok);
+    }
+    REQUIRE(driver.write(unwritable + 1, part(unwritable + 1, most - 1)).status == blk_ok);
+    REQUIRE(driver.write_zeroes({unwritable, 1, 0}).status == blk_ok);
+    std::fill_n(pattern.begin() + unwritable * sector_bytes, sector_bytes, std::byte{0});
+
+    std::vector<bad_request> requests(2 * 16);
+    for (bad_request& request : requests) {
+        request.gpa = guest.memory->allocate(most * sector_bytes, 4096);
+    }
+    uint64_t failed[2] = {}, done[2] = {};
+    uint64_t left = scaled(600, 200);
+    auto submit = [&](unsigned queue) {
+        blk_request* r = left == 0 ? nullptr : driver.acquire(queue);
+        if (r == nullptr) {
+            return false;
+        }
+        left--;
+        bad_request& request = requests[queue * 16 + r->token];
+        request.write = random.chance(50);
+        request.count = random.chance(20) ? most : random.between(1, random.chance(50) ? 8 : 256);
+        // About the bad block, at its borders too.
+        uint64_t bad = request.write ? unwritable : unreadable;
+        request.first = bad - std::min(bad, random.between(0, request.count + 1));
+        std::span<std::byte> data = guest.memory->span(request.gpa, request.count * sector_bytes);
+        if (request.write) {
+            std::memcpy(data.data(), part(request.first, request.count).data(), data.size());
+        } else {
+            std::memset(data.data(), 0xdb, data.size());
+        }
+        driver.shape(*r, request.write ? blk_op::write : blk_op::read, request.first, request.gpa,
+                     static_cast<uint32_t>(data.size()));
+        REQUIRE(driver.submit(*r));
+        return true;
+    };
+    while (left != 0 || driver.in_flight() != 0) {
+        for (unsigned queue = 0; queue < 2; queue++) {
+            while (submit(queue)) {
+            }
+            driver.ring(queue);
+        }
+        blk_request& r = driver.next();
+        const bad_request& request = requests[r.queue * 16 + r.token];
+        INFO((request.write ? "write of " : "read of ")
+             << request.count << " sectors at " << request.first);
+        REQUIRE(r.status == (request.fails() ? blk_ioerr : blk_ok));
+        if (!request.write && !request.fails()) {
+            std::span<std::byte> data =
+                guest.memory->span(request.gpa, request.count * sector_bytes);
+            REQUIRE(
+                std::equal(data.begin(), data.end(), part(request.first, request.count).begin()));
+        }
+        done[request.write]++;
+        failed[request.write] += request.fails() ? 1 : 0;
+        driver.release(r);
+    }
+    CHECK(failed[0] > 20);
+    CHECK(failed[1] > 20);
+    nlohmann::json ops = daemon.control().result({{"op", "stats"}}).at("disks")[0].at("ops");
+    CHECK(ops.at("read").at("errors") == failed[0]);
+    CHECK(ops.at("read").at("count") == done[0]);
+    CHECK(ops.at("write").at("errors") == failed[1]);
+    CHECK(daemon.wait_log("target victim0 ("));
+    CHECK(daemon.wait_log("Input/output error"));
+}
+
+} // namespace vql::guest
