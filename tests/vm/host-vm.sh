@@ -83,6 +83,8 @@ host_need() {
     host_kernel=$("$top/scripts/kernel" "$1") || status=$?
     ((status != 77)) || skip "no kernel to boot (above)"
     ((status == 0)) || die "no kernel to boot (above)"
+    # In the VM a link on the way there would lead nowhere.
+    host_kernel=$(realpath "$host_kernel")
     guest_kernel=$("$top/scripts/kernel" guest) || die "no guest kernel (above)"
     [[ -x $VQL_BUILD/tests/vm/tsc_khz ]] || die "no $VQL_BUILD/tests/vm/tsc_khz: run make vm-programs"
     mkdir -p "$VQL_BUILD/vm"
