@@ -19,6 +19,7 @@ struct vql_op_stats {
 	__u64 count;    /* requests answered */
 	__u64 bytes;    /* payload of those that succeeded */
 	__u64 errors;   /* answered with another status than OK */
+	__u64 bounced;  /* payload that was copied, since the target cannot take it where it is */
 	__u64 total_ns; /* sum of the latencies, taken from the ring … used entry published */
 	__u64 max_ns;
 	__u64 latency[VQL_LATENCY_BUCKETS];

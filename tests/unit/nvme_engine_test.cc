@@ -101,6 +101,7 @@ TEST_CASE("nvme: more descriptors than a list holds are several commands of whol
     }
     CHECK(r.model.count().commands[VQL_NVME_WRITE] == 2); // 256 runs of 5 bytes are 2.5 blocks
     CHECK(r.model.count().pool_data == 0);
+    CHECK(r.bounced == 0);
 }
 
 TEST_CASE("nvme: a large piece leaves room for others") {
@@ -153,7 +154,10 @@ TEST_CASE("nvme: only blocks that no command can express are bounced") {
     CHECK(std::memcmp(r.model.block(0), r.guest() + 7, 100) == 0);
     CHECK(std::memcmp(r.model.block(0) + 100, r.guest() + 8192, 16384 - 100) == 0);
     CHECK(r.model.count().pool_data == 512);
+    CHECK(r.bounced == 512);
     CHECK(r.model.count().commands[VQL_NVME_WRITE] == 2);
+    CHECK(r.run_one(r.make(2, VQL_OP_READ, 0, 32, data)) == VQL_STATUS_OK);
+    CHECK(r.bounced == 1024);
 }
 
 TEST_CASE("nvme: odd addresses are bounced a page at a time, and few pages serve many pieces") {

@@ -48,6 +48,7 @@ class nvme_rig {
         p.seg = segs.data();
         p.nsegs = uint32_t(segs.size());
         p.op = uint8_t(op);
+        p.bounced = &bounced;
         p.dma = &view;
         return p;
     }
@@ -87,6 +88,7 @@ class nvme_rig {
     nvme_engine engine;
     target where;
     uint64_t unexpected_wanted = 0;
+    __u64 bounced = 0;
 
   private:
     // As the daemon makes it: regions of a guest, here neighbours, and not.

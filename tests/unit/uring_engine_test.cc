@@ -42,7 +42,9 @@ TEST_CASE("uring: data in memory that cannot be pinned is copied before it is wr
     alignas(4096) static std::array<uint8_t, 4096> memory;
     memory.fill(1);
     const vql_seg seg = {memory.data(), memory.size()};
+    __u64 bounced = 0;
     vql::piece p;
+    p.bounced = &bounced;
     p.where = &where;
     p.bytes = memory.size();
     p.seg = &seg;
@@ -65,4 +67,5 @@ TEST_CASE("uring: data in memory that cannot be pinned is copied before it is wr
     uint8_t written = 0;
     REQUIRE(::pread(where.fd.get(), &written, 1, 100) == 1);
     CHECK(written == (unpinnable ? 1 : 2));
+    CHECK(bounced == (unpinnable ? memory.size() : 0));
 }

@@ -202,6 +202,7 @@ poller::taken poller::submit_piece(request& r, target& t, uint64_t offset, uint6
     p.op = r.io.op;
     p.flags = r.io.flags;
     p.durable = vq.durable;
+    p.bounced = &r.queue->stats->op[r.io.op].bounced;
     bool room = true;
     switch (t.kind) {
     case target_kind::null:

@@ -49,6 +49,7 @@ nlohmann::json op_figures(const vql_op_stats& s) {
     return {{"count", s.count},
             {"bytes", s.bytes},
             {"errors", s.errors},
+            {"bounced_bytes", s.bounced},
             {"latency_ns",
              {{"avg", s.count ? s.total_ns / s.count : 0},
               {"p50", at(0.5)},

@@ -255,7 +255,7 @@ bool nvme_engine::issue_bounced(slot& s, uint32_t index, vql_nvme_sqe& sqe, uint
     const int32_t bounce = free_bounce_.back();
     free_bounce_.pop_back();
     if (!read)
-        copy_data(s.data.seg, s.data.skip, page(uint32_t(bounce)), bytes, false);
+        copy_data(s.p, s.data.seg, s.data.skip, page(uint32_t(bounce)), bytes, false);
     sqe.data.prp[0] = page_dma(uint32_t(bounce));
     sqe.data.prp[1] = 0;
     sqe.flags = 0;
@@ -420,7 +420,7 @@ bool nvme_engine::complete(const vql_nvme_cqe& cqe) {
     const vql_status status = vql_nvme_status(&cqe);
     if (VQL_UNLIKELY(c.bounce >= 0)) {
         if (s.p.op == VQL_OP_READ && status == VQL_STATUS_OK) {
-            copy_data(c.data.seg, c.data.skip, page(uint32_t(c.bounce)), c.bytes, true);
+            copy_data(s.p, c.data.seg, c.data.skip, page(uint32_t(c.bounce)), c.bytes, true);
             // Zeroes may have been copied in place of data: then it is done again. The barrier
             // keeps the loads from the pool before that of the state word.
             vql_dma_rmb();

@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <vqlane/barrier.h>
 #include <vqlane/io.h>
 
 namespace vql {
@@ -29,10 +30,11 @@ struct piece {
     uint64_t bytes = 0;           // not for FLUSH
     const vql_seg* seg = nullptr; // data of READ and WRITE; lives until the piece is done
     uint32_t nsegs = 0;
-    uint64_t skip = 0;    // bytes of *seg that belong to an earlier piece
-    uint8_t op = 0;       // enum vql_op
-    uint8_t flags = 0;    // enum vql_io_flags
-    bool durable = false; // the cache is write-through: finished means on stable storage
+    uint64_t skip = 0;        // bytes of *seg that belong to an earlier piece
+    uint8_t op = 0;           // enum vql_op
+    uint8_t flags = 0;        // enum vql_io_flags
+    bool durable = false;     // the cache is write-through: finished means on stable storage
+    __u64* bounced = nullptr; // counts the bytes that copy_data() copies; this poller's alone
     // uring
     int16_t buffer = -1;     // registered buffer that holds all of the data, or -1
     bool unpinnable = false; // the data is in memory that the kernel cannot pin
@@ -40,10 +42,10 @@ struct piece {
     const dma_view* dma = nullptr;
 };
 
-// Copy @bytes of a piece's data, which begins @skip bytes into *@seg, between guest memory and
-// @buffer.
-inline void copy_data(const vql_seg* seg, uint64_t skip, uint8_t* buffer, uint64_t bytes,
-                      bool to_guest) {
+// Copy @bytes of @p's data, which begins @skip bytes into *@seg, between guest memory and @buffer.
+inline void copy_data(const piece& p, const vql_seg* seg, uint64_t skip, uint8_t* buffer,
+                      uint64_t bytes, bool to_guest) {
+    vql_write_once(p.bounced, *p.bounced + bytes);
     for (; bytes; seg++, skip = 0) {
         const uint64_t here = std::min<uint64_t>(seg->bytes - skip, bytes);
         uint8_t* const guest = static_cast<uint8_t*>(seg->base) + skip;

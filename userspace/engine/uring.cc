@@ -179,7 +179,7 @@ void uring_engine::start_data(slot& s) {
     if (s.bouncing) {
         s.step_bytes = std::min(p.bytes, bounce_bytes);
         if (!read)
-            copy_data(p.seg, p.skip, bounce_at(s.bounce), s.step_bytes, false);
+            copy_data(p, p.seg, p.skip, bounce_at(s.bounce), s.step_bytes, false);
         uint8_t* at = bounce_at(s.bounce);
         if (read)
             io_uring_prep_read(e, -1, at, unsigned(s.step_bytes), p.offset);
@@ -352,7 +352,7 @@ void uring_engine::complete(uint64_t user_data, int32_t res) {
             return fail(s, EIO); // the file ended: it was cut short behind our back
         const uint64_t bytes = std::min(uint64_t(res), s.step_bytes);
         if (s.bouncing && s.p.op == VQL_OP_READ)
-            copy_data(s.p.seg, s.p.skip, bounce_at(s.bounce), bytes, true);
+            copy_data(s.p, s.p.seg, s.p.skip, bounce_at(s.bounce), bytes, true);
         advance(s, bytes);
         if (s.p.bytes) {
             s.p.buffer = -1; // the rest may lie in the next segment, in another buffer
