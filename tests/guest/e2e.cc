@@ -21,15 +21,6 @@ namespace {
 constexpr const char* drive_name = "drive"; // the target
 constexpr uint64_t drive_align = 1 << 20;
 
-std::string environment(const char* name) {
-    const char* value = std::getenv(name);
-    if (value == nullptr) {
-        throw guest_error(std::string("this test needs ") + name +
-                          ": its case in tests/vm/cases sets it");
-    }
-    return value;
-}
-
 void zero_drive(uint64_t offset, uint64_t bytes) {
     std::string path = environment("VQL_E2E_NVME");
     unique_fd drive(open(path.c_str(), O_RDWR | O_CLOEXEC));
@@ -52,6 +43,14 @@ unique_fd open_to_compare(const std::string& path) {
 
 } // namespace
 
+std::string environment(const char* name) {
+    const char* value = std::getenv(name);
+    if (value == nullptr) {
+        throw guest_error(std::string("this needs ") + name);
+    }
+    return value;
+}
+
 bool vdpa_world() {
     static const bool vdpa = [] {
         const char* given = std::getenv("VQL_E2E");
@@ -64,9 +63,13 @@ bool vdpa_world() {
     return vdpa;
 }
 
+bool drive_world() {
+    return vdpa_world() || std::getenv("VQL_E2E_BDF") != nullptr;
+}
+
 std::string storage_folder() {
-    // In the virtual machine of the vDPA world the build folder is read-only.
-    return vdpa_world() ? "/tmp" : built_program(".");
+    // In the virtual machine that has the drive the build folder is read-only.
+    return drive_world() ? "/tmp" : built_program(".");
 }
 
 void let_case(const std::string& word) {
@@ -200,7 +203,7 @@ nlohmann::json disk_add(nlohmann::json request) {
 }
 
 void test_storage::add(const std::string& name, uint64_t bytes) {
-    if (!vdpa_world()) {
+    if (!drive_world()) {
         add_file(name, bytes);
         return;
     }
@@ -346,12 +349,17 @@ bool test_guest::disk_lost(milliseconds timeout) {
     return false;
 }
 
-bystander::bystander(const std::string& path, uint64_t disk_bytes, uint64_t seed) {
-    guest_options options;
-    options.blk.depth = 8;
-    options.memory_bytes = 16 << 20;
-    options.blk.interrupts = true;
-    guest_ = std::make_unique<test_guest>(path, options);
+bystander_options::bystander_options() {
+    guest.blk.depth = 8;
+    guest.memory_bytes = 16 << 20;
+    guest.blk.interrupts = true;
+    run.max_bytes = 32 << 10;
+}
+
+bystander::bystander(const std::string& path, uint64_t disk_bytes, uint64_t seed,
+                     const bystander_options& options)
+    : options_(options) {
+    guest_ = std::make_unique<test_guest>(path, options_.guest);
     thread_ = std::thread([this, disk_bytes, seed] { serve(disk_bytes, seed); });
 }
 
@@ -362,13 +370,11 @@ bystander::~bystander() {
 void bystander::serve(uint64_t disk_bytes, uint64_t seed) {
     try {
         std::vector<std::byte> model(disk_bytes);
-        run_options options;
-        options.max_bytes = 32 << 10;
-        model_run run(guest_->driver, model, seed, options);
+        model_run run(guest_->driver, model, seed, options_.run);
         while (!stop_) {
-            run.run(16);
+            run.run(options_.batch);
             done_ = run.counts().total();
-            usleep(500); // leaves the CPUs to the test proper
+            usleep(options_.pause_us);
         }
     } catch (const std::exception& error) {
         error_ = error.what();

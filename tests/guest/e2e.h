@@ -20,11 +20,14 @@ uint64_t test_seed(uint64_t salt = 0);
 // n times $VQL_TEST_SCALE (less in a sanitizer build that sets none), but at least `least`.
 uint64_t scaled(uint64_t n, uint64_t least = 1);
 
-// The tests run in one of two worlds. Usually guests come over vhost-user and disks are files. With
-// VQL_E2E=vdpa guests come over vqlane.ko, which is loaded, and disks are ranges of an NVMe drive
+// Guests come over vhost-user, or with VQL_E2E=vdpa over vqlane.ko, which is loaded.
+bool vdpa_world();
+// Disks are files, or, always in the vDPA world and else with VQL_E2E_BDF, ranges of an NVMe drive
 // with two controllers: $VQL_E2E_BDF is bound to vqlane, and through the other the kernel sees
 // namespace 1 as $VQL_E2E_NVME (256 MiB of 512-byte blocks that read as zeroes when deallocated).
-bool vdpa_world();
+bool drive_world();
+// $NAME, which has to be there.
+std::string environment(const char* name);
 // A folder for files where disks are; there O_DIRECT should work.
 std::string storage_folder();
 // Some tests are steered by a case in tests/vm/cases, on whose machine they run. let_case() has it
@@ -76,8 +79,8 @@ uint64_t compare_backing(std::span<const std::byte> model,
 
 void leave_for_case(std::span<const std::byte> model, const backing_extent& extent);
 
-// What the disks of one test are made of, all zeroes at first: files that are targets, or in the
-// vDPA world ranges of one target, the drive.
+// What the disks of one test are made of, all zeroes at first: files that are targets, or ranges of
+// one target, the drive.
 class test_storage {
   public:
     // Files are in a new folder below parent.
@@ -144,10 +147,19 @@ struct test_guest {
     bool disk_lost(milliseconds timeout = default_timeout());
 };
 
-// A guest on another disk, under verified I/O in a thread of its own.
+struct bystander_options {
+    bystander_options();
+    guest_options guest;
+    run_options run;
+    uint64_t batch = 16;     // operations, between which it looks up
+    unsigned pause_us = 500; // after each batch: leaves the CPUs to the test proper
+};
+
+// A guest under verified I/O in a thread of its own, usually on another disk than the test's.
 class bystander {
   public:
-    bystander(const std::string& path, uint64_t disk_bytes, uint64_t seed);
+    bystander(const std::string& path, uint64_t disk_bytes, uint64_t seed,
+              const bystander_options& options = {});
     bystander(const bystander&) = delete;
     bystander& operator=(const bystander&) = delete;
     ~bystander();
@@ -161,6 +173,7 @@ class bystander {
   private:
     void serve(uint64_t disk_bytes, uint64_t seed);
 
+    bystander_options options_;
     std::unique_ptr<test_guest> guest_;
     std::atomic<uint64_t> done_{0};
     std::atomic<bool> failed_{false};
