@@ -66,9 +66,11 @@ bool model_run::choose(operation& op) {
     if (op.op == blk_op::flush || op.op == blk_op::get_id) {
         return true;
     }
-    uint64_t total = options_.sectors != 0 ? options_.sectors : model_.size() / sector_bytes;
+    const uint32_t block = options_.block_bytes;
+    uint64_t total =
+        (options_.sectors != 0 ? options_.sectors * sector_bytes : model_.size()) / block;
     bool ranged = op.op == blk_op::discard || op.op == blk_op::write_zeroes;
-    uint64_t most = (ranged ? options_.max_discard_bytes : options_.max_bytes) / sector_bytes;
+    uint64_t most = (ranged ? options_.max_discard_bytes : options_.max_bytes) / block;
     for (int attempt = 0; attempt < 20; attempt++) {
         // Small, page-sized and large ones alike, often about the border of a 64 KiB chunk.
         uint64_t limit = random_.chance(50) ? 16 : random_.chance(80) ? most / 4 : most;
@@ -78,11 +80,11 @@ bool model_run::choose(operation& op) {
         }
         uint64_t first = random_.below(total - count + 1);
         if (random_.chance(20)) {
-            first = first / 128 * 128;
+            first -= first % ((64 << 10) / block);
             first -= std::min(first, random_.below(count));
         }
-        op.first = (options_.first_sector + first) * sector_bytes;
-        op.end = op.first + count * sector_bytes;
+        op.first = options_.first_sector * sector_bytes + first * block;
+        op.end = op.first + count * block;
         if (!conflicts(op)) {
             return true;
         }

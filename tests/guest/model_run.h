@@ -25,7 +25,8 @@ struct run_options {
     bool write_zeroes = true;
     bool writes = true;
     uint32_t max_discard_bytes = 1 << 20;
-    uint64_t first_sector = 0; // the part of the disk to use; sectors 0: all of the model
+    uint32_t block_bytes = sector_bytes; // of which everything is a multiple
+    uint64_t first_sector = 0;           // the part of the disk to use; sectors 0: all of the model
     uint64_t sectors = 0;
     layout_options layout;
     unsigned indirect_percent = 50; // where the driver has indirect descriptors
