@@ -248,8 +248,9 @@ vdpa_node() {
     printf '/dev/%s\n' "${found##*/}"
 }
 
-# nvme_config BDF: prints a configuration with one disk, vm1, on the drive's first namespace, for a stock
-# VMM over vDPA. Behind an IOMMU that does not translate the daemon has to be told so.
+# nvme_config BDF [FRONTEND]: prints a configuration with one disk, vm1, on the drive's first namespace, for
+# a stock VMM over vDPA, or over vhost-user. Behind an IOMMU that does not translate the daemon has to be
+# told so.
 nvme_config() {
     local untranslated=true
     [[ $(cat "/sys/bus/pci/devices/$1/iommu_group/type" 2>/dev/null) != DMA* ]] || untranslated=false
@@ -268,32 +269,48 @@ namespace = 1
 [[disk]]
 name = "vm1"
 target = "nvme0"
-frontend = "vdpa"
+frontend = "${2:-vdpa}"
 queues = 2
 END
 }
 
-# e2e VICTIMS FILTER…: runs those of the end-to-end tests, with disks on drive vql-two, which the kernel shares.
-# VICTIMS: the drives that the case will do something to, by serial. What tests leave for reads_back is in
-# $VQL_OUT/left.
-e2e() {
-    local serial pinned
-    pinned=$(pinned_pages)
+# case_daemon_dirs: daemon_dirs, for what daemon_start starts until the case ends.
+case_daemon_dirs() {
+    daemon_dirs "/sys/fs/bpf/vqlane-$$"
+    trap 'vql_end $?' EXIT
+    at_exit daemon_cleanup
+}
+
+# e2e_prepare vdpa|vhost-user [VICTIM…]: what the end-to-end tests need for guests of that kind with disks on
+# drive vql-two, which the kernel shares (tests/guest/e2e.h). VICTIM: drives that the case will do something to,
+# by serial. What tests leave for reads_back is in $VQL_OUT/left.
+e2e_prepare() {
+    local serial
+    [[ -e /sys/module/vqlane ]] || load_module
+    VQL_E2E=$1
+    shift
     VQL_E2E_VICTIMS=
-    for serial in $1; do
+    for serial; do
         take_drive "$serial"
         VQL_E2E_VICTIMS+="$(drive "$serial") "
     done
-    shift
     modprobe loop
     take_drive vql-two
-    VQL_E2E=vdpa
     VQL_E2E_BDF=$(drive vql-two)
     VQL_E2E_NVME=$(node vql-two)
     VQL_E2E_LEAVE=$VQL_OUT/left
     VQL_TEST_SCALE=${VQL_TEST_SCALE:-1}
     export VQL_OUT VQL_E2E VQL_E2E_VICTIMS VQL_E2E_BDF VQL_E2E_NVME VQL_E2E_LEAVE VQL_TEST_SCALE
     mkdir -p "$VQL_E2E_LEAVE"
+}
+
+# e2e VICTIMS FILTER…: prepares for vDPA guests, and runs those of the end-to-end tests.
+e2e() {
+    local pinned
+    pinned=$(pinned_pages)
+    # shellcheck disable=SC2086 # words are what is wanted
+    e2e_prepare vdpa $1
+    shift
     report "$VQL_TOP/tests/vm/catch-report" "$VQL_BUILD/tests/e2e_test" "$@"
     check "no page stays pinned" is "$(pinned_pages)" "$pinned"
 }
