@@ -299,7 +299,7 @@ e2e_prepare() {
     VQL_E2E_BDF=$(drive vql-two)
     VQL_E2E_NVME=$(node vql-two)
     VQL_E2E_LEAVE=$VQL_OUT/left
-    VQL_TEST_SCALE=${VQL_TEST_SCALE:-1}
+    VQL_TEST_SCALE=${VQL_TEST_SCALE:-0.1}
     export VQL_OUT VQL_E2E VQL_E2E_VICTIMS VQL_E2E_BDF VQL_E2E_NVME VQL_E2E_LEAVE VQL_TEST_SCALE
     mkdir -p "$VQL_E2E_LEAVE"
 }
@@ -308,6 +308,7 @@ e2e_prepare() {
 e2e() {
     local pinned
     pinned=$(pinned_pages)
+    VQL_TEST_SCALE=${VQL_TEST_SCALE:-1}
     # shellcheck disable=SC2086 # words are what is wanted
     e2e_prepare vdpa $1
     shift
