@@ -100,8 +100,8 @@ $(BUILD)/%.bpf.o: %.bpf.c $(BUILD)/flags
 	$(Q)$(CLANG) $(BPF_CFLAGS) -MMD -MP -c $< -o $@
 
 # The daemon carries its maps' definitions inside.
+$(BUILD)/obj/userspace/ebpf/%.o: EXTRA = -DVQL_BPF_DIR='"$(BUILD)/bpf"'
 $(BUILD)/obj/userspace/ebpf/maps.o: $(BUILD)/bpf/maps.bpf.o
-$(BUILD)/obj/userspace/ebpf/maps.o: EXTRA = -DVQL_MAPS_BPF_O='"$(BUILD)/bpf/maps.bpf.o"'
 $(call obj,$(wildcard tests/bpf/*.cc)): EXTRA = -DVQL_TEST_BPF_DIR='"$(BUILD)/tests/bpf"'
 $(call obj,$(wildcard tests/bpf/*.cc)): $(BPF_OBJ)
 # The fuzz targets' corpora are replayed by the unit tests.

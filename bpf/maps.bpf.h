@@ -4,13 +4,16 @@
  * daemon loads them from maps.bpf.o, sized for the disk, and pins them:
  *   stats    BPF_DIR/NAME/stats    one value per poller, which alone writes it
  *   extents  BPF_DIR/NAME/extents  one word per chunk (vqlane/remap.h)
- *   tables   BPF_DIR/tables        disk index → its extents
+ *   disks    BPF_DIR/disks         who is in which slot (vqlane/maps.h)
+ *   tables   BPF_DIR/tables        slot → the disk's extents
+ * Those of a disk that lives on in the kernel module outlive the daemon, and the next one takes them over.
  */
 #ifndef VQLANE_MAPS_BPF_H
 #define VQLANE_MAPS_BPF_H
 
 #include <linux/bpf.h>
 #include <vqlane/limits.h>
+#include <vqlane/maps.h>
 #include <vqlane/stats.h>
 #include <bpf/bpf_helpers.h>
 
@@ -30,6 +33,14 @@ struct extents_map {
 	__type(key, __u32);
 	__type(value, __u64);
 } extents SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, VQL_MAX_DISKS);
+	__type(key, __u32);
+	__type(value, struct vql_disk_entry);
+} disks SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);

@@ -10,12 +10,12 @@
 
 namespace vql {
 
-disk::disk(const disk_config& c, const std::string& socket, uint32_t index, disk_services& services)
-    : config_(c), socket_(socket), index_(index), services_(services) {}
+disk::disk(const disk_config& c, const std::string& socket, disk_services& services)
+    : config_(c), socket_(socket), services_(services) {}
 
 result<std::unique_ptr<disk>> disk::create(const disk_config& c, const std::string& socket,
-                                           uint32_t index, disk_services& services) {
-    auto d = std::unique_ptr<disk>(new disk(c, socket, index, services));
+                                           disk_services& services) {
+    auto d = std::unique_ptr<disk>(new disk(c, socket, services));
     if (auto ok = d->set_up(); !ok)
         return ok.failure();
     return d;
@@ -36,19 +36,35 @@ result<void> disk::set_up() {
     geometry_.queues = config_.queues;
     geometry_.queue_size = config_.queue_size;
 
-    auto stats = services_.maps.make_stats(config_.name, uint32_t(services_.pollers.size()));
+    if (auto ok = take_slot(); !ok)
+        return ok;
+    auto stats = services_.maps.make_stats(*slot_, uint32_t(services_.pollers.size()));
     if (!stats)
         return stats.failure();
     stats_ = std::move(*stats);
-    auto extents = services_.maps.make_extents(config_.name, index_, volume_.chunks());
+    auto extents = services_.maps.make_extents(*slot_, volume_.chunks(), volume_.chunk_shift);
     if (!extents)
         return extents.failure();
     extents_ = std::move(*extents);
 
     for (uint32_t i = 0; i < config_.queues; i++)
         queues_.push_back(std::make_unique<served_queue>());
-    apply_volume(volume_);
+    if (auto ok = apply_volume(volume_); !ok)
+        return ok;
     return open_frontend();
+}
+
+result<void> disk::take_slot() {
+    auto slot = services_.maps.take_slot(config_.name);
+    if (!slot)
+        return slot.failure();
+    slot_ = *slot;
+    lives_on_ = services_.maps.inherited(*slot_);
+    if (!lives_on_ || config_.frontend == frontend_type::vdpa)
+        return {};
+    // One over a socket ended with its daemon. What was counted then is not counted on.
+    services_.maps.forget_disk(*slot_);
+    return take_slot();
 }
 
 result<void> disk::open_frontend() {
@@ -59,7 +75,10 @@ result<void> disk::open_frontend() {
         auto s = std::make_unique<vdpa_server>(services_.loop, *this, config_.name);
         vdpa_server& opened = *s;
         server_ = std::move(s);
-        return opened.open(**module);
+        if (auto ok = opened.open(**module); !ok)
+            return ok;
+        lives_on_ = true;
+        return {};
     }
     auto s = std::make_unique<vhost_user_server>(services_.loop, *this, config_.name);
     vhost_user_server& opened = *s;
@@ -82,16 +101,18 @@ disk::~disk() {
     services_.targets.remove_claims(config_.name);
     stats_ = shared_array();
     extents_ = shared_array();
-    services_.maps.forget_disk(config_.name, index_);
+    if (slot_ && !lives_on_)
+        services_.maps.forget_disk(*slot_);
 }
 
 // Take @v for the disk, whose table fits it. No queue is running, or none is there yet.
-void disk::apply_volume(volume v) {
+result<void> disk::apply_volume(volume v) {
     volume_ = std::move(v);
     const auto words = std::span(reinterpret_cast<uint64_t*>(extents_.at(0)), extents_.entries());
     write_extents(volume_, words);
     table_ = {reinterpret_cast<const __u64*>(words.data()), volume_.chunks(), volume_.chunk_shift};
     geometry_.sectors = volume_.bytes >> VQL_SECTOR_SHIFT;
+    return services_.maps.publish_extents(*slot_, extents_, volume_.chunk_shift);
 }
 
 void disk::close(std::function<void()> done) {
@@ -102,7 +123,11 @@ void disk::remove(bool force, std::function<void(result<void>)> done) {
     if (force) // what the guest still asks for is refused
         for (uint32_t i = 0; i < extents_.entries(); i++)
             __atomic_store_n(reinterpret_cast<uint64_t*>(extents_.at(i)), 0, __ATOMIC_RELAXED);
-    server_->remove(force, std::move(done));
+    server_->remove(force, [this, done = std::move(done)](result<void> ok) {
+        if (ok)
+            lives_on_ = false;
+        done(std::move(ok));
+    });
 }
 
 // The controllers that the disk has targets on.
@@ -124,7 +149,7 @@ size_t disk::poller_index(uint32_t queue) const {
     size_t n = services_.pollers.size();
     for (const controller* c : controllers())
         n = std::min(n, c->lanes());
-    return (index_ + queue) % n;
+    return (*slot_ + queue) % n;
 }
 
 poller& disk::poller_of(const virtqueue& q) const {
@@ -289,18 +314,16 @@ void disk::resize(uint64_t bytes, std::function<void(result<void>)> done) {
     auto v = grown_volume(bytes);
     if (!v)
         return done(v.failure());
-    auto extents = services_.maps.make_extents(config_.name, index_, v->chunks());
+    auto extents = services_.maps.make_extents(*slot_, v->chunks(), v->chunk_shift);
     if (!extents)
         return done(extents.failure());
     // The queues stand still while table and capacity change under them.
     auto held_volume = std::make_shared<volume>(std::move(*v));
     auto held_extents = std::make_shared<shared_array>(std::move(*extents));
     server_->geometry_changes([this, held_volume, held_extents, bytes, done] {
-        extents_.disown();
         std::swap(extents_, *held_extents);
-        apply_volume(std::move(*held_volume));
         config_.bytes = bytes;
-        done({});
+        done(apply_volume(std::move(*held_volume)));
     });
 }
 

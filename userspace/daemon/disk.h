@@ -44,9 +44,10 @@ class disk_services {
 
 class disk : public queue_host {
   public:
-    // Claim the targets, make the maps, listen on @socket. Errors leave nothing behind.
+    // Claim the targets, make the maps, listen on @socket. Errors leave nothing behind but the maps
+    // of a disk that was in the module before.
     static result<std::unique_ptr<disk>> create(const disk_config& c, const std::string& socket,
-                                                uint32_t index, disk_services& services);
+                                                disk_services& services);
     ~disk() override;
 
     // Let go of the guest; @done when the disk may be destroyed. A vDPA disk stays in the module,
@@ -64,7 +65,6 @@ class disk : public queue_host {
     // Where a guest attaches: the socket's path, or the vDPA device.
     std::string address() const { return server_->address(); }
     const volume& layout() const { return volume_; }
-    uint32_t index() const { return index_; }
     bool connected() const { return server_->connected(); }
     uint32_t queues_running() const { return server_->queues_running(); }
     std::vector<int> poller_cpus() const;
@@ -81,11 +81,12 @@ class disk : public queue_host {
     void memory_unmapped(guest_memory& m, std::function<void()> done) override;
 
   private:
-    disk(const disk_config& c, const std::string& socket, uint32_t index, disk_services& services);
+    disk(const disk_config& c, const std::string& socket, disk_services& services);
     result<void> set_up();
     result<void> open_frontend();
     result<volume> grown_volume(uint64_t bytes);
-    void apply_volume(volume v);
+    result<void> take_slot();
+    result<void> apply_volume(volume v);
     size_t poller_index(uint32_t queue) const;
     poller& poller_of(const virtqueue& q) const;
     std::vector<controller*> controllers() const;
@@ -94,7 +95,8 @@ class disk : public queue_host {
 
     disk_config config_;
     std::string socket_;
-    uint32_t index_;
+    std::optional<uint32_t> slot_; // in the maps of all disks
+    bool lives_on_ = false;        // in the module, and so do its maps
     disk_services& services_;
     volume volume_;
     blk_geometry geometry_;

@@ -149,16 +149,6 @@ result<disk*> server::add_disk(const disk_config& c, const target_config* own_ta
             return path.failure();
         socket = *path;
     }
-    uint32_t index = 0;
-    const auto taken = [&] {
-        return std::any_of(disks_.begin(), disks_.end(),
-                           [&](const auto& d) { return d->index() == index; });
-    };
-    while (taken())
-        index++;
-    if (index >= VQL_MAX_DISKS)
-        return error{"more than " + std::to_string(VQL_MAX_DISKS) + " disks"};
-
     target* own = nullptr;
     if (own_target && !targets_.find(own_target->name)) {
         auto opened = open_target(*own_target);
@@ -166,7 +156,7 @@ result<disk*> server::add_disk(const disk_config& c, const target_config* own_ta
             return opened.failure();
         own = *opened;
     }
-    auto d = disk::create(c, socket, index, services());
+    auto d = disk::create(c, socket, services());
     if (!d) {
         if (own)
             close_target(*own);
@@ -218,17 +208,24 @@ result<disk*> server::adopt(const std::string& name) {
     return added;
 }
 
-// Disks that nobody serves: their guests wait.
+// What an earlier daemon left that is none of our disks. Disks in the module that nobody serves:
+// their guests wait. Maps of disks that are not even there: they go.
 void server::report_orphans() {
-    if (access(kmod_folder, F_OK) < 0)
-        return;
-    auto module = services().module();
-    if (!module)
-        return;
-    auto all = (*module)->list();
-    if (!all)
-        return;
-    for (const vql_disk_next& d : *all)
+    std::vector<vql_disk_next> all;
+    if (access(kmod_folder, F_OK) == 0) {
+        auto module = services().module();
+        if (!module)
+            return;
+        auto listed = (*module)->list();
+        if (!listed)
+            return;
+        all = std::move(*listed);
+    }
+    maps_->forget_unless([&](const std::string& name) {
+        return find(name) ||
+               std::any_of(all.begin(), all.end(), [&](const auto& d) { return name == d.name; });
+    });
+    for (const vql_disk_next& d : all)
         if (const std::string name = d.name; !d.claimed && !find(name))
             log_warning("disk " + name +
                         " is in the kernel module but not in the configuration: its guest waits. "

@@ -2,98 +2,126 @@
 #include "ebpf/maps.h"
 
 #include "base/log.h"
+#include "ebpf/embed.h"
+#include "ebpf/object.h"
 
 #include <algorithm>
 #include <bpf/bpf.h>
-#include <bpf/libbpf.h>
 #include <cerrno>
+#include <cstring>
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
-// maps.bpf.o, built from bpf/maps.bpf.c, is part of the binary: what is loaded always fits.
-extern "C" {
-extern const unsigned char vql_maps_bpf_start[];
-extern const unsigned char vql_maps_bpf_end[];
-}
-asm(".pushsection .rodata\n"
-    ".balign 8\n"
-    ".global vql_maps_bpf_start\n"
-    "vql_maps_bpf_start: .incbin \"" VQL_MAPS_BPF_O "\"\n"
-    ".global vql_maps_bpf_end\n"
-    "vql_maps_bpf_end:\n"
-    ".popsection\n");
+// Of bpf/maps.bpf.c.
+VQL_EMBED(vql_maps_bpf, VQL_BPF_DIR "/maps.bpf.o")
 
 namespace vql {
 
 namespace {
 
-struct object_closer {
-    void operator()(bpf_object* o) const { bpf_object__close(o); }
-};
-using object = std::unique_ptr<bpf_object, object_closer>;
-
-// The object with only map @wanted to be created.
-result<object> open_object(const char* wanted) {
+// A new map of the object, by its name; of an array @entries and @value_bytes, which have to be the
+// object's.
+result<unique_fd> load_map(const char* name, uint32_t entries, size_t value_bytes) {
     bpf_object_open_opts options{};
     options.sz = sizeof(options);
     options.object_name = "vqlane";
-    object o(bpf_object__open_mem(vql_maps_bpf_start, size_t(vql_maps_bpf_end - vql_maps_bpf_start),
-                                  &options));
+    const bpf_object_ptr o(
+        bpf_object__open_mem(vql_maps_bpf_start, vql_maps_bpf_bytes(), &options));
     if (!o)
         return errno_error("BPF object", errno);
-    bpf_map* map = nullptr;
-    bpf_object__for_each_map(map, o.get())
-        bpf_map__set_autocreate(map, std::string(bpf_map__name(map)) == wanted);
-    return o;
+    bpf_map* other = nullptr;
+    bpf_object__for_each_map(other, o.get())
+        bpf_map__set_autocreate(other, std::string(bpf_map__name(other)) == name);
+    bpf_map* map = bpf_object__find_map_by_name(o.get(), name);
+    if (bpf_map__value_size(map) != value_bytes)
+        return error{std::string("BPF map ") + name + " has another layout than the daemon"};
+    bpf_map__set_max_entries(map, entries);
+    if (const int err = bpf_object__load(o.get()); err < 0)
+        return errno_error(std::string("BPF map ") + name, -err);
+    return unique_fd(fcntl(bpf_map__fd(map), F_DUPFD_CLOEXEC, 3));
 }
 
-// Everything below @path that we make: pins and one level of folders.
-void remove_tree(const std::string& path, int depth) {
+struct map_shape {
+    uint32_t type, entries;
+    size_t value_bytes;
+};
+
+bpf_map_info info_of(int map) {
+    bpf_map_info info{};
+    uint32_t bytes = sizeof(info);
+    if (bpf_map_get_info_by_fd(map, &info, &bytes) < 0)
+        return {};
+    return info;
+}
+
+// The map pinned at @path; none, if there is none or it is of another shape.
+unique_fd pinned_map(const std::string& path, const map_shape& shape) {
+    unique_fd fd(bpf_obj_get(path.c_str()));
+    if (!fd)
+        return fd;
+    const bpf_map_info info = info_of(fd.get());
+    const bool fits = info.type == shape.type && info.key_size == sizeof(uint32_t) &&
+                      info.max_entries == shape.entries && info.value_size == shape.value_bytes;
+    return fits ? std::move(fd) : unique_fd();
+}
+
+constexpr map_shape disks_shape = {BPF_MAP_TYPE_ARRAY, VQL_MAX_DISKS, sizeof(vql_disk_entry)};
+constexpr map_shape tables_shape = {BPF_MAP_TYPE_ARRAY_OF_MAPS, VQL_MAX_DISKS, sizeof(uint32_t)};
+
+void remove_folder(const std::string& path) {
     DIR* dir = opendir(path.c_str());
     if (!dir)
         return;
-    while (const dirent* e = readdir(dir)) {
-        const std::string name = e->d_name;
-        if (name == "." || name == "..")
-            continue;
-        const std::string child = path + "/" + name;
-        if (unlink(child.c_str()) < 0 && depth > 0) {
-            remove_tree(child, depth - 1);
-            rmdir(child.c_str());
-        }
-    }
+    while (const dirent* e = readdir(dir))
+        unlink((path + "/" + e->d_name).c_str());
     closedir(dir);
+    rmdir(path.c_str());
 }
 
 constexpr long bpf_fs_magic = 0xcafe4a11;
 
 } // namespace
 
-shared_array::~shared_array() {
-    if (!pin_.empty())
-        unlink(pin_.c_str());
+result<void> shared_array::map(unique_fd fd, uint32_t entries, size_t value_bytes) {
+    entries_ = entries;
+    stride_ = (value_bytes + 7) & ~size_t{7}; // as the kernel lays out array maps
+    const size_t bytes = (stride_ * entries + 4095) & ~size_t{4095};
+    map_ = std::move(fd);
+    memory_ = mapping::map(map_.get(), bytes, map_ ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS);
+    if (!memory_)
+        return errno_error("no memory", errno);
+    return {};
 }
 
 result<std::unique_ptr<bpf_maps>> bpf_maps::open(const std::string& dir, bpf_mode mode) {
     auto maps = std::unique_ptr<bpf_maps>(new bpf_maps(dir));
-    if (mode == bpf_mode::off)
-        return maps;
-    // Our own messages carry libbpf's reason as errno; its own lines would double them.
-    libbpf_set_print([](libbpf_print_level, const char*, va_list) { return 0; });
-    auto loaded = maps->load_tables();
-    if (loaded)
-        return maps;
-    if (mode == bpf_mode::required)
-        return error{"bpf = \"required\", but " + loaded.failure().text};
-    log_info("without BPF maps (" + loaded.failure().text +
-             "): statistics are to be had from the vqlane command only");
-    return std::unique_ptr<bpf_maps>(new bpf_maps(dir)); // and what was begun is taken back
+    if (mode != bpf_mode::off) {
+        auto ready = maps->hold_dir();
+        if (ready) {
+            auto found = maps->take_over();
+            if (!found)
+                return found.failure();
+            if (!*found)
+                ready = maps->make_outer();
+        }
+        if (ready)
+            return maps;
+        if (mode == bpf_mode::required)
+            return error{"bpf = \"required\", but " + ready.failure().text};
+        log_info("without BPF maps (" + ready.failure().text +
+                 "): statistics are to be had from the vqlane command only");
+        maps.reset(); // what was begun is taken back
+        maps.reset(new bpf_maps(dir));
+    }
+    if (auto ok = maps->disks_.map({}, VQL_MAX_DISKS, sizeof(vql_disk_entry)); !ok)
+        return ok.failure();
+    return maps;
 }
 
-result<void> bpf_maps::load_tables() {
+result<void> bpf_maps::hold_dir() {
     struct statfs fs {};
     std::string existing = dir_;
     while (statfs(existing.c_str(), &fs) < 0 && existing.find('/', 1) != std::string::npos)
@@ -110,89 +138,184 @@ result<void> bpf_maps::load_tables() {
         return errno_error(dir_, errno);
     if (flock(lock_.get(), LOCK_EX | LOCK_NB) < 0)
         return error{dir_ + " is in use by another vqlaned (give this one its own --bpf-dir)"};
-    remove_tree(dir_, 1);
+    return {};
+}
 
-    auto o = open_object("tables");
-    if (!o)
-        return o.failure();
-    if (const int err = bpf_object__load(o->get()); err < 0)
-        return errno_error("BPF maps cannot be loaded", -err);
-    bpf_map* map = bpf_object__find_map_by_name(o->get(), "tables");
-    tables_.reset(fcntl(bpf_map__fd(map), F_DUPFD_CLOEXEC, 3));
+// What an earlier daemon left. False: it left nothing.
+result<bool> bpf_maps::take_over() {
+    const error other{dir_ + " holds maps of another version of vqlaned: this one's have version " +
+                      std::to_string(VQL_MAPS_VERSION) +
+                      ". Remove its disks with that version, or, if none is left in the kernel "
+                      "module (/sys/bus/vdpa/devices), its maps: rm -r " +
+                      dir_};
+    const std::string path = dir_ + "/disks", tables_path = dir_ + "/tables";
+    if (access(path.c_str(), F_OK) < 0) {
+        if (access(tables_path.c_str(), F_OK) == 0)
+            return other; // from before there were versions
+        return false;
+    }
+    unique_fd fd = pinned_map(path, disks_shape);
+    if (!fd)
+        return errno == EPERM ? result<bool>(false) : other;
+    shared_array disks;
+    if (auto ok = disks.map(std::move(fd), VQL_MAX_DISKS, sizeof(vql_disk_entry)); !ok)
+        return error{path + ": " + ok.failure().text};
+    std::bitset<VQL_MAX_DISKS> used;
+    for (uint32_t slot = 0; slot < VQL_MAX_DISKS; slot++) {
+        const auto& e = *reinterpret_cast<const vql_disk_entry*>(disks.at(slot));
+        if (e.version != VQL_MAPS_VERSION || e.name[sizeof(e.name) - 1])
+            return other;
+        used[slot] = e.name[0];
+    }
+    unique_fd tables = pinned_map(tables_path, tables_shape);
+    if (!tables && used.any())
+        return other;
+    if (!tables) { // it ended between the two
+        unlink(path.c_str());
+        return false;
+    }
+    disks_ = std::move(disks);
+    tables_ = std::move(tables);
+    inherited_ = used;
+    return true;
+}
+
+result<void> bpf_maps::make_outer() {
+    auto disks = load_map("disks", disks_shape.entries, disks_shape.value_bytes);
+    if (!disks)
+        return disks.failure();
+    auto tables = load_map("tables", tables_shape.entries, tables_shape.value_bytes);
+    if (!tables)
+        return tables.failure();
+    const int fd = disks->get();
+    if (auto ok = disks_.map(std::move(*disks), VQL_MAX_DISKS, sizeof(vql_disk_entry)); !ok)
+        return ok;
+    tables_ = std::move(*tables);
+    for (uint32_t slot = 0; slot < VQL_MAX_DISKS; slot++)
+        entry(slot).version = VQL_MAPS_VERSION;
+    if (bpf_obj_pin(fd, (dir_ + "/disks").c_str()) < 0)
+        return errno_error(dir_ + "/disks", errno);
     if (bpf_obj_pin(tables_.get(), (dir_ + "/tables").c_str()) < 0)
         return errno_error(dir_ + "/tables", errno);
     return {};
 }
 
 bpf_maps::~bpf_maps() {
-    if (tables_)
+    if (tables_ && !in_use()) {
         unlink((dir_ + "/tables").c_str());
+        unlink((dir_ + "/disks").c_str());
+    }
     if (lock_)
         rmdir(dir_.c_str());
 }
 
+bool bpf_maps::in_use() const {
+    for (uint32_t slot = 0; slot < VQL_MAX_DISKS; slot++)
+        if (entry(slot).name[0])
+            return true;
+    return false;
+}
+
+vql_disk_entry& bpf_maps::entry(uint32_t slot) const {
+    return *reinterpret_cast<vql_disk_entry*>(disks_.at(slot));
+}
+
 // A BPF file system reserves dots in names; colons cannot occur in a disk's.
-std::string bpf_maps::disk_dir(const std::string& name) const {
-    std::string safe = name;
+std::string bpf_maps::disk_dir(uint32_t slot) const {
+    std::string safe = entry(slot).name;
     std::replace(safe.begin(), safe.end(), '.', ':');
     return dir_ + "/" + safe;
 }
 
-result<shared_array> bpf_maps::make(const std::string& name, const char* map_name, uint32_t entries,
-                                    size_t value_bytes) {
-    shared_array a;
-    a.entries_ = entries;
-    a.stride_ = (value_bytes + 7) & ~size_t{7}; // as the kernel lays out array maps
-    const size_t bytes = (a.stride_ * entries + 4095) & ~size_t{4095};
-    if (!active()) {
-        a.memory_ = mapping::map(-1, bytes, MAP_PRIVATE | MAP_ANONYMOUS);
-        if (!a.memory_)
-            return errno_error("disk " + name + ": no memory for its " + map_name, errno);
-        return a;
+result<uint32_t> bpf_maps::take_slot(const std::string& name) {
+    uint32_t free = VQL_MAX_DISKS;
+    for (uint32_t slot = VQL_MAX_DISKS; slot-- > 0;) {
+        if (name == entry(slot).name)
+            return slot;
+        if (!entry(slot).name[0])
+            free = slot;
     }
-    auto o = open_object(map_name);
-    if (!o)
-        return o.failure();
-    bpf_map* map = bpf_object__find_map_by_name(o->get(), map_name);
-    if (bpf_map__value_size(map) != value_bytes)
-        return error{std::string("BPF map ") + map_name + " has another layout than the daemon"};
-    bpf_map__set_max_entries(map, entries);
-    if (const int err = bpf_object__load(o->get()); err < 0)
-        return errno_error("disk " + name + ": BPF map " + map_name, -err);
-    a.map_.reset(fcntl(bpf_map__fd(map), F_DUPFD_CLOEXEC, 3));
-    a.memory_ = mapping::map(a.map_.get(), bytes, MAP_SHARED);
-    if (!a.memory_)
-        return errno_error("disk " + name + ": cannot map BPF map " + map_name, errno);
-    const std::string dir = disk_dir(name);
+    if (free == VQL_MAX_DISKS)
+        return error{"more than " + std::to_string(VQL_MAX_DISKS) + " disks"};
+    name.copy(entry(free).name, sizeof(vql_disk_entry::name) - 1);
+    return free;
+}
+
+result<shared_array> bpf_maps::make(uint32_t slot, const char* map, uint32_t entries,
+                                    size_t value_bytes) {
+    const std::string what = "disk " + std::string(entry(slot).name) + ": ";
+    unique_fd fd;
+    if (active()) {
+        fd = pinned_map(disk_dir(slot) + "/" + map, {BPF_MAP_TYPE_ARRAY, entries, value_bytes});
+        if (!fd) {
+            auto loaded = load_map(map, entries, value_bytes);
+            if (!loaded)
+                return error{what + loaded.failure().text};
+            fd = std::move(*loaded);
+        }
+    }
+    shared_array a;
+    if (auto ok = a.map(std::move(fd), entries, value_bytes); !ok)
+        return error{what + map + ": " + ok.failure().text};
+    return a;
+}
+
+result<void> bpf_maps::pin(uint32_t slot, const char* map, const shared_array& array) const {
+    const std::string dir = disk_dir(slot), path = dir + "/" + map;
     mkdir(dir.c_str(), 0700);
-    const std::string pin = dir + "/" + map_name;
-    unlink(pin.c_str());
-    if (bpf_obj_pin(a.map_.get(), pin.c_str()) < 0)
-        return errno_error(pin, errno);
-    a.pin_ = pin;
+    unlink(path.c_str());
+    if (bpf_obj_pin(array.map_.get(), path.c_str()) < 0)
+        return errno_error(path, errno);
+    return {};
+}
+
+result<shared_array> bpf_maps::make_stats(uint32_t slot, uint32_t pollers) {
+    auto a = make(slot, "stats", pollers, sizeof(vql_disk_stats));
+    if (a && active())
+        if (auto ok = pin(slot, "stats", *a); !ok)
+            return ok.failure();
     return a;
 }
 
-result<shared_array> bpf_maps::make_stats(const std::string& name, uint32_t pollers) {
-    return make(name, "stats", pollers, sizeof(vql_disk_stats));
+result<shared_array> bpf_maps::make_extents(uint32_t slot, uint32_t chunks, uint32_t chunk_shift) {
+    if (active() && entry(slot).chunk_shift != chunk_shift)
+        unlink((disk_dir(slot) + "/extents").c_str()); // its words mean something else
+    return make(slot, "extents", chunks, sizeof(uint64_t));
 }
 
-result<shared_array> bpf_maps::make_extents(const std::string& name, uint32_t disk,
-                                            uint32_t chunks) {
-    auto a = make(name, "extents", chunks, sizeof(uint64_t));
-    if (!a || !active())
-        return a;
-    const int fd = a->map_.get();
-    if (bpf_map_update_elem(tables_.get(), &disk, &fd, BPF_ANY) < 0)
-        return errno_error("disk " + name + ": BPF map tables", errno);
-    return a;
-}
-
-void bpf_maps::forget_disk(const std::string& name, uint32_t disk) {
+result<void> bpf_maps::publish_extents(uint32_t slot, const shared_array& extents,
+                                       uint32_t chunk_shift) {
     if (!active())
-        return;
-    bpf_map_delete_elem(tables_.get(), &disk);
-    rmdir(disk_dir(name).c_str());
+        return {};
+    vql_disk_entry& e = entry(slot);
+    const std::string what = "disk " + std::string(e.name) + ": BPF map tables";
+    uint32_t seen = 0; // the id of the map that is there
+    const bool other = bpf_map_lookup_elem(tables_.get(), &slot, &seen) == 0 &&
+                       seen != info_of(extents.map_.get()).id;
+    // It returns when programs that may have found the old table have ended.
+    if (other && e.chunk_shift != chunk_shift && bpf_map_delete_elem(tables_.get(), &slot) < 0)
+        return errno_error(what, errno);
+    __atomic_store_n(&e.chunk_shift, chunk_shift, __ATOMIC_RELEASE);
+    const int fd = extents.map_.get();
+    if (bpf_map_update_elem(tables_.get(), &slot, &fd, BPF_ANY) < 0)
+        return errno_error(what, errno);
+    return pin(slot, "extents", extents);
+}
+
+void bpf_maps::forget_disk(uint32_t slot) {
+    if (active()) {
+        bpf_map_delete_elem(tables_.get(), &slot);
+        remove_folder(disk_dir(slot));
+    }
+    entry(slot).chunk_shift = 0;
+    std::memset(entry(slot).name, 0, sizeof(vql_disk_entry::name)); // last: till here it is found
+    inherited_[slot] = false;
+}
+
+void bpf_maps::forget_unless(const std::function<bool(const std::string& name)>& lives) {
+    for (uint32_t slot = 0; slot < VQL_MAX_DISKS; slot++)
+        if (inherited_[slot] && !lives(entry(slot).name))
+            forget_disk(slot);
 }
 
 } // namespace vql

@@ -4,84 +4,90 @@
 // Each disk has a statistics map and an extent table that pollers use as plain memory, and that BPF
 // programs and bpftool read as maps. Where BPF is not permitted the same bytes are anonymous
 // memory.
+//
+// A disk has a slot in the maps of all disks (vqlane/maps.h). The maps of one that lives on in the
+// kernel module stay pinned when the daemon ends, for programs there go on reading them; the next
+// daemon finds them by the disk's name.
 #pragma once
 
 #include "base/fd.h"
 #include "base/result.h"
 #include "ebpf/mode.h"
 
+#include <bitset>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vqlane/maps.h>
 #include <vqlane/stats.h>
 
 namespace vql {
 
-// An array map's memory; anonymous when there is no map. Unpinned and unmapped with its owner.
+// An array map's memory; anonymous when there is no map. Unmapped with its owner.
 class shared_array {
   public:
-    shared_array() = default;
-    shared_array(shared_array&& other) noexcept { swap(other); }
-    shared_array& operator=(shared_array&& other) noexcept {
-        shared_array old;
-        swap(old); // ours goes when we return
-        swap(other);
-        return *this;
-    }
-    ~shared_array();
-
     uint8_t* at(uint32_t index) const { return memory_.data() + size_t{index} * stride_; }
     uint32_t entries() const { return entries_; }
-    // Another array took over the pin: do not remove it.
-    void disown() { pin_.clear(); }
 
   private:
     friend class bpf_maps;
-    void swap(shared_array& other) noexcept {
-        std::swap(memory_, other.memory_);
-        std::swap(map_, other.map_);
-        std::swap(pin_, other.pin_);
-        std::swap(stride_, other.stride_);
-        std::swap(entries_, other.entries_);
-    }
+    result<void> map(unique_fd fd, uint32_t entries, size_t value_bytes);
 
     mapping memory_;
     unique_fd map_;
-    std::string pin_; // empty when not pinned
     size_t stride_ = 0;
     uint32_t entries_ = 0;
 };
 
 class bpf_maps {
   public:
-    // Make @dir on a BPF file system, hold it for this process alone, remove what a dead daemon
-    // left there, load and pin the outer map. With bpf_mode::automatic a kernel that refuses is
-    // told once in the log, and the maps become anonymous memory; bpf_mode::required makes that an
-    // error.
+    // Make @dir on a BPF file system, hold it for this process alone, and take over the maps that
+    // an earlier daemon has left there or make them. With bpf_mode::automatic a kernel that refuses
+    // is told once in the log, and the maps become anonymous memory; bpf_mode::required makes that
+    // an error. Maps of another version are an error with both: they may be in use.
     static result<std::unique_ptr<bpf_maps>> open(const std::string& dir, bpf_mode mode);
+    // What belongs to no disk goes with us.
     ~bpf_maps();
 
-    // The statistics of disk @name: @pollers values of struct vql_disk_stats, zeroed.
-    result<shared_array> make_stats(const std::string& name, uint32_t pollers);
-    // The extent table of disk @name with @chunks words, and its place @disk in the outer map.
-    // It takes the place and the pin of an older one of the same disk, which the caller keeps until
-    // nobody reads it, after disown().
-    result<shared_array> make_extents(const std::string& name, uint32_t disk, uint32_t chunks);
-    void forget_disk(const std::string& name, uint32_t disk);
+    // The slot of disk @name, in which an earlier daemon may have left its maps.
+    result<uint32_t> take_slot(const std::string& name);
+    bool inherited(uint32_t slot) const { return inherited_[slot]; }
+    // The statistics of the disk at @slot: @pollers values of struct vql_disk_stats; zeroed, if
+    // they are not taken over.
+    result<shared_array> make_stats(uint32_t slot, uint32_t pollers);
+    // A table of @chunks words for the disk at @slot: the one it has, if that is as large and of
+    // such chunks, or a new one that nobody sees until it is published.
+    result<shared_array> make_extents(uint32_t slot, uint32_t chunks, uint32_t chunk_shift);
+    // Let programs see @extents, whose words are all there. An older table is theirs no more when
+    // this returns; but chunks of another size than before can be looked up nowhere for a moment.
+    result<void> publish_extents(uint32_t slot, const shared_array& extents, uint32_t chunk_shift);
+    // The disk has ended. Its maps remain for those who have them mapped.
+    void forget_disk(uint32_t slot);
+    // The same for inherited ones of disks that are no more.
+    void forget_unless(const std::function<bool(const std::string& name)>& lives);
 
     bool active() const { return bool(tables_); }
+    // Is there a disk?
+    bool in_use() const;
+    const std::string& dir() const { return dir_; }
+    std::string disk_dir(uint32_t slot) const;
 
   private:
     explicit bpf_maps(std::string dir) : dir_(std::move(dir)) {}
-    result<void> load_tables();
-    result<shared_array> make(const std::string& name, const char* map, uint32_t entries,
-                              size_t value_bytes);
-    std::string disk_dir(const std::string& name) const;
+    result<void> hold_dir();
+    result<bool> take_over();
+    result<void> make_outer();
+    vql_disk_entry& entry(uint32_t slot) const;
+    result<shared_array> make(uint32_t slot, const char* map, uint32_t entries, size_t value_bytes);
+    result<void> pin(uint32_t slot, const char* map, const shared_array& array) const;
 
     std::string dir_;
     unique_fd lock_;
-    unique_fd tables_;
+    shared_array disks_;
+    unique_fd tables_; // none: all is anonymous memory
+    std::bitset<VQL_MAX_DISKS> inherited_;
 };
 
 } // namespace vql
