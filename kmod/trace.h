@@ -165,7 +165,7 @@ TRACE_EVENT(vqlane_lane,
 		  vql_show_lane(__entry->to), __get_str(reason))
 );
 
-/* What went wrong with a queue, apart from requests that are answered with an error. @code: errno. */
+/* What went wrong with a queue, apart from requests that are answered with an error. */
 TRACE_EVENT(vqlane_error,
 	TP_PROTO(u32 slot, u16 queue, int code, const char *text),
 	TP_ARGS(slot, queue, code, text),

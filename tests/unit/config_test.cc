@@ -427,9 +427,11 @@ TEST_CASE("a name is 1 to 31 of its characters", "[config]") {
         CHECK(refusal("[[target]]\ntype = \"null\"\nsize = 512\nname = \"" + std::string(name) +
                       "\"\n[[disk]]\ntarget = \"" + name + "\"\nname = \"" + name + "\"") ==
               "(valid)");
-    CHECK(refusal("[[target]]\nname = \"t\"\ntype = \"null\"\nsize = 512\n"
-                  "[[disk]]\ntarget = \"t\"\nname = \"tables\"") ==
-          "FILE:7: disk[0].name: \"tables\" is reserved, expected another name");
+    for (const std::string name : {"tables", "trace"})
+        CHECK(refusal("[[target]]\nname = \"t\"\ntype = \"null\"\nsize = 512\n"
+                      "[[disk]]\ntarget = \"t\"\nname = \"" +
+                      name + "\"") ==
+              "FILE:7: disk[0].name: \"" + name + "\" is reserved, expected another name");
 }
 
 TEST_CASE("names are unique and targets known", "[config]") {

@@ -171,6 +171,7 @@ void disk::start_queue(virtqueue& vq) {
     served_queue& q = *queues_[vq.index];
     poller& p = poller_of(vq);
     q.vq = &vq;
+    q.slot = index_;
     q.table = table_;
     q.targets = volume_.targets;
     q.dma.fill(nullptr);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "daemon/poller.h"
 
+#include "daemon/probes.h"
+
 #include <algorithm>
 #include <cerrno>
 #include <ctime>
@@ -134,6 +136,7 @@ bool poller::run_mailbox() {
 void poller::run() {
     uint64_t before = clock_ns();
     while (!stopping_) {
+        tracing_ = traced();
         bool work = mail_.load(std::memory_order_acquire) && run_mailbox();
         work |= reap();
         work |= reap_nvme();
@@ -356,6 +359,8 @@ void poller::wake(served_queue& q) {
         return;
     q.now = served_queue::state::busy;
     q.last_work_ns = clock_ns();
+    if (VQL_UNLIKELY(traced()))
+        trace_lane(q, vql_lane_kind{}, VQL_LANE_POLL, "taken by a poller");
     disarm(*q.vq);
     busy_.push_back(&q);
     add(stats_.wakeups, 1);
@@ -411,6 +416,8 @@ void poller::check_drained(served_queue& q) {
     queues_--;
     if (!q.vq->ring_error)
         arm(*q.vq); // who serves it next may wait for a kick
+    if (VQL_UNLIKELY(traced()))
+        trace_lane(q, VQL_LANE_POLL, vql_lane_kind{}, "let go by its poller");
     loop_.post(std::move(q.drained));
 }
 

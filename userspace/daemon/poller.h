@@ -33,6 +33,7 @@
 #include <vqlane/blk.h>
 #include <vqlane/remap.h>
 #include <vqlane/stats.h>
+#include <vqlane/trace.h>
 
 namespace vql {
 
@@ -63,6 +64,7 @@ struct nvme_lane {
 // from poller::add_queue() until remove_queue() is done, the poller's alone.
 struct served_queue {
     virtqueue* vq = nullptr;
+    uint32_t slot = 0; // its disk's
     vql_extent_table table{};
     std::vector<target*> targets; // what a flush reaches
     // The guest's memory as each controller's DMA sees it, where the disk has targets there. The
@@ -102,6 +104,7 @@ struct alignas(64) request {
     request* next;  // free list, or the list of those waiting for room
     bool waiting;   // in the latter
     vql_chain chain;
+    vql_trace_io trace; // touched only while somebody traces
 };
 
 struct poller_stats { // written by the poller, read by anyone
@@ -203,6 +206,18 @@ class poller {
     void disarm_kick(served_queue& q);
     void check_drained(served_queue& q);
     void sleep();
+    // poller_trace.cc
+    static bool has_trace(const request& r);
+    static void begin_trace(request& r);
+    static void trace_fetch(request& r);
+    static void trace_remap(request& r, const vql_remap& to);
+    static void trace_submit(request& r);
+    static void trace_device_done(request& r);
+    static void trace_answer(request& r);
+    void trace_complete();
+    static void trace_lane(const served_queue& q, vql_lane_kind from, vql_lane_kind to,
+                           const char* reason);
+    static void trace_error(const served_queue& q, int code, const char* text);
     int16_t buffer_of(const void* base, uint64_t bytes) const;
 
     struct pinned { // a part of a memory region, registered with the ring
@@ -230,6 +245,7 @@ class poller {
     request* waiting_tail_ = nullptr;
     bool room_made_ = false; // an engine finished something: those waiting may try again
     std::vector<request*> done_;
+    bool tracing_ = false; // somebody looks at our probes; as of this round's beginning
     std::vector<served_queue*> busy_;
     std::vector<served_queue*> to_publish_;
     size_t queues_ = 0; // added and not removed

@@ -10,6 +10,8 @@ namespace vql {
 
 // A piece of @r is done.
 void poller::finished(request& r, vql_status status) {
+    if (VQL_UNLIKELY(tracing_))
+        trace_device_done(r);
     r.io.status = std::max(r.io.status, uint8_t(status));
     r.parts--;
     room_made_ = true;
@@ -125,6 +127,8 @@ bool poller::take(served_queue& q, uint16_t head, uint64_t now) {
     r->skip = 0;
     r->next = nullptr;
     r->waiting = false;
+    if (VQL_UNLIKELY(tracing_))
+        trace_fetch(*r);
     if (verdict == VQL_BLK_ANSWERED) {
         done_.push_back(r);
         return true;
@@ -143,6 +147,8 @@ void poller::break_ring(served_queue& q, int error) {
     if (q.now != served_queue::state::draining)
         q.now = served_queue::state::idle;
     left_round_ = true;
+    if (VQL_UNLIKELY(tracing_))
+        trace_error(q, error, vql_ring_error_text(error));
     loop_.post(q.broken);
 }
 
@@ -160,6 +166,8 @@ void poller::submit(request& r) {
             return; // goes on when a part is done
         const vql_remap to = vql_remap_lookup(&q.table, vql_extent_table_at, q.table.chunk_shift,
                                               r.sector, r.left >> VQL_SECTOR_SHIFT);
+        if (VQL_UNLIKELY(tracing_))
+            trace_remap(r, to);
         target* t =
             to.verdict == VQL_SERVE ? targets_[to.target].load(std::memory_order_acquire) : nullptr;
         if (VQL_UNLIKELY(!t)) {
@@ -207,6 +215,10 @@ poller::taken poller::submit_piece(request& r, target& t, uint64_t offset, uint6
     switch (t.kind) {
     case target_kind::null:
         r.io.status = std::max(r.io.status, uint8_t(null_engine::execute(p)));
+        if (VQL_UNLIKELY(tracing_)) {
+            trace_submit(r);
+            trace_device_done(r);
+        }
         return taken::done;
     case target_kind::nvme: {
         nvme_lane* const lane = nvme_[t.controller];
@@ -227,6 +239,8 @@ poller::taken poller::submit_piece(request& r, target& t, uint64_t offset, uint6
     }
     if (!room)
         return taken::no_room;
+    if (VQL_UNLIKELY(tracing_))
+        trace_submit(r);
     r.parts++;
     return taken::in_flight;
 }
@@ -260,10 +274,12 @@ void poller::answer_done() {
     for (request* r : done_)
         answer(*r, now);
     add(stats_.requests, done_.size());
-    done_.clear();
     for (served_queue* q : to_publish_)
         publish(*q);
     to_publish_.clear();
+    if (VQL_UNLIKELY(tracing_))
+        trace_complete();
+    done_.clear();
 }
 
 void poller::answer(request& r, uint64_t now) {
@@ -295,6 +311,8 @@ void poller::answer(request& r, uint64_t now) {
         vql_write_once(&s.max_ns, __u64{ns});
     add(s.latency[vql_latency_bucket(ns)], 1);
     add(s.size[vql_size_bucket(r.io.bytes)], 1);
+    if (VQL_UNLIKELY(tracing_))
+        trace_answer(r);
     release(r);
 }
 
