@@ -97,6 +97,11 @@ static inline struct vql_disk *vql_vdpa_disk(struct vdpa_device *vdev)
 	return container_of(vdev, struct vql_disk, vdev);
 }
 
+static inline struct vql_queue *vql_lane_queue(struct vql_lane *lane)
+{
+	return &lane->disk->queues[lane->index];
+}
+
 /* ---- disk.c ---- */
 
 void vql_bell_set(struct vql_bell *bell, const struct vdpa_callback *cb);

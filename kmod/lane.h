@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The kernel lane: queues that the module serves itself, in the vCPU's exit and in the drive's
- * interrupt. What lane.c (a queue's life), lane_io.c (its requests), lane_mem.c (the guest's memory)
+ * interrupt. What lane.c (a queue that runs), lane_life.c (how it begins and ends), lane_io.c (its requests), lane_mem.c (the guest's memory)
  * and kq.c (the module's own queue pairs) share.
  *
  * A queue is the daemon's or, while it is lent, the lane's. A lane that is lent runs whenever the disk
@@ -43,10 +43,12 @@ enum {
 
 /* ---- what a disk may reach (lane_io.c) ---- */
 
+#define VQL_LANE_DAEMON U32_MAX /* it is no controller's */
+
 struct vql_lane_target {
 	u32 target;
 	u32 nsid;
-	u32 view; /* index of its controller in kqs, and in each lane's views */
+	u32 view; /* index of its controller in kqs, and in each lane's views; or VQL_LANE_DAEMON */
 	bool read_only;
 	u8 block_shift;
 	u64 sector;
@@ -133,9 +135,10 @@ enum vql_lane_state {
 struct vql_lane {
 	struct vql_disk *disk;
 	u32 index;
-	bool lent;    /* under disk->lock */
-	u32 returned; /* enum vql_queue_returned; under disk->lock */
-	bool dirty;   /* under disk->lock */
+	bool lent;       /* under disk->lock */
+	bool taken_back; /* ... but not to be started again; under disk->lock */
+	u32 returned;    /* enum vql_queue_returned; under disk->lock */
+	bool dirty;      /* under disk->lock */
 
 	/* Under disk->lock, while OFF; read also by who runs the lane. */
 	struct vql_lane_config *config;
@@ -183,7 +186,7 @@ int vql_lane_submit(struct vql_lane *lane, u16 head, struct vql_lane_io *io);
 /* Ring the doorbells of what was submitted. */
 void vql_lane_ring_doorbells(struct vql_lane *lane);
 
-/* ---- lane.c ---- */
+/* ---- lane.c: while it runs ---- */
 
 int vql_lane_init(void);
 void vql_lane_exit(void);
@@ -203,11 +206,17 @@ struct vql_lane_end {
 /* @n of them, in any order, which this uses up. In an interrupt, or in a worker. */
 void vql_lane_ended(struct vql_lane_end *end, u32 n);
 
-/* The following under disk->lock. */
+/* Somebody is to look at the disk's lanes: vql_lane_work(). Any context. */
+void vql_lane_poke(struct vql_disk *disk);
+
+/* ---- lane_life.c: under disk->lock, but for the work ---- */
+
+/* What lanes have to say to the disk, or to those who wait for them. */
+void vql_lane_work(struct work_struct *work);
 /* Exchanges the disk's configuration; without one no queue is lent any more. Lets go of the lock. */
 void vql_lanes_config(struct vql_disk *disk, struct vql_lane_config **config);
 int vql_lane_lend(struct vql_queue *q, u16 next_avail);
-/* The loan ends. Lets go of the lock while it waits. */
+/* The loan is to end. */
 void vql_lane_take(struct vql_queue *q);
 /* All lanes stop for now: @ask begins it, @wait (which lets go of the lock) ends it. */
 void vql_lanes_ask_stop(struct vql_disk *disk);

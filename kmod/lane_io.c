@@ -54,6 +54,17 @@ static int config_add(struct vql_lane_config *config, const struct vql_lane_rang
 	    (range->target < last->target ||
 	     (range->target == last->target && range->sector < last->sector + last->sectors)))
 		return -EINVAL;
+	if (range->ctrl_fd == -1) {
+		if (range->nsid || !range->sectors)
+			return -EINVAL;
+		config->targets[config->ntargets++] = (struct vql_lane_target){
+			.target = range->target,
+			.view = VQL_LANE_DAEMON,
+			.sector = range->sector,
+			.sectors = range->sectors,
+		};
+		return 0;
+	}
 	ctrl = vql_ctrl_of_fd(range->ctrl_fd);
 	if (IS_ERR(ctrl))
 		return PTR_ERR(ctrl);
@@ -373,6 +384,8 @@ static int plan_flush(struct vql_lane *lane, u16 head, struct vql_lane_io *io)
 	for (i = 0; i < config->ntargets; i++) {
 		const struct vql_lane_target *t = &config->targets[i];
 
+		if (t->view == VQL_LANE_DAEMON)
+			return VQL_LANE_VERDICT;
 		if (!vql_kq_limits(config->kqs[t->view])->volatile_cache)
 			continue;
 		for (j = 0; j < i; j++)
@@ -432,6 +445,8 @@ static int remap(struct vql_lane *lane, struct vql_lane_io *io, struct vqlane_re
 	if (!req->target_sectors || req->target_sectors > req->sectors)
 		return bad_answer(lane, io, req);
 	*t = target_find(lane->config, req->target, req->target_sector, req->target_sectors);
+	if (*t && (*t)->view == VQL_LANE_DAEMON)
+		return VQL_LANE_VERDICT;
 	if (!*t || ((*t)->read_only && io->io.op != VQL_OP_READ))
 		return bad_answer(lane, io, req);
 	partial = (1ull << ((*t)->block_shift - VQL_SECTOR_SHIFT)) - 1;

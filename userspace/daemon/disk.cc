@@ -49,9 +49,11 @@ result<void> disk::set_up() {
 
     for (uint32_t i = 0; i < config_.queues; i++)
         queues_.push_back(std::make_unique<served_queue>());
-    if (auto ok = apply_volume(volume_); !ok)
+    // In this order: with its claim a vDPA disk's queues leave the kernel lane, which knows an earlier
+    // daemon's targets by their numbers.
+    if (auto ok = open_frontend(); !ok)
         return ok;
-    return open_frontend();
+    return apply_volume(volume_);
 }
 
 result<void> disk::take_slot() {
@@ -171,7 +173,7 @@ void disk::start_queue(virtqueue& vq) {
     served_queue& q = *queues_[vq.index];
     poller& p = poller_of(vq);
     q.vq = &vq;
-    q.slot = index_;
+    q.slot = *slot_;
     q.table = table_;
     q.targets = volume_.targets;
     q.dma.fill(nullptr);

@@ -239,8 +239,8 @@ enum vql_queue_returned {
 /**
  * struct vql_lane_range - what a disk's requests may reach on a controller
  * @target: the number that remap programs give it (vqlane/remap.h)
- * @ctrl_fd: its controller, /dev/vqlane/nvme-…
- * @nsid: namespace
+ * @ctrl_fd: its controller, /dev/vqlane/nvme-…; -1: the daemon's to serve, as after VQL_USER
+ * @nsid: namespace; 0 for the daemon's
  * @flags: VQL_RANGE_*
  * @sector: first sector of 512 bytes, of a whole block
  * @sectors: > 0, of whole blocks
@@ -304,8 +304,8 @@ struct vql_disk_lend {
  * @size: sizeof(struct vql_disk_take)
  * @index: 0…queues-1
  *
- * Returns when all that the module took from it is answered, or, after drain_ms, is in the record
- * (VQL_QUEUE_DIRTY). Needs the lease (ESTALE). Taken twice is taken once.
+ * The module takes no more requests from it. Once what it had taken is answered, or lost, the queue is
+ * not VQL_QUEUE_LENT any more, which poll() tells. Needs the lease (ESTALE). Taken twice is taken once.
  */
 struct vql_disk_take {
 	__u32 size;
