@@ -154,7 +154,7 @@ TEST_CASE("a daemon that hangs holds nobody up for long, and goes on when it can
     test_guest guest(setup.path, loaded_guest());
     std::vector<std::byte> model(disk_bytes);
     model_run run(guest.driver, model, test_seed(1300));
-    const milliseconds bound(5000); // drain_ms, and the controller's time to delete a queue pair
+    const milliseconds bound(8000); // drain_ms, and the controller's time to delete a queue pair
     constexpr uint64_t far = uint64_t{1} << 36;
     std::vector<std::byte> memory(64 << 10);
     for (unsigned round = 0; round < 8; round++) {
