@@ -13,8 +13,9 @@ struct bpf_object_closer {
 };
 using bpf_object_ptr = std::unique_ptr<bpf_object, bpf_object_closer>;
 
-// While one lives, the warnings of libbpf on this thread are in the youngest; else nobody hears them,
-// for our own messages carry the reason as errno. A refused program's verifier log is among them.
+// While one lives, the warnings of libbpf on this thread are in the youngest; else nobody hears
+// them, for our own messages carry the reason as errno. A refused program's verifier log is among
+// them.
 class libbpf_words {
   public:
     libbpf_words();
