@@ -54,8 +54,8 @@ bool vql_remap_has_policy(struct vql_disk *disk) { return rcu_access_pointer(dis
 
 /*
  * Writes through pointers to the kernel's own types come here, and to whatever type: get_current_task_btf()
- * gives a trusted one to a task, and bpf_rdonly_cast() makes any address a request that is not trusted.
- * The one that is both trusted and a request is the argument.
+ * gives a trusted one to a task, bpf_rdonly_cast() one that is not trusted to whatever address. The one
+ * that is both trusted and to a request is the argument.
  */
 static int remap_struct_access(struct bpf_verifier_log *log, const struct bpf_reg_state *reg,
 			       int off, int size)
