@@ -52,7 +52,7 @@ BPF_CFLAGS := -target bpf -O2 -g -Wall -Wextra -Werror -Iinclude -Ibpf \
 	-I/usr/include/$(shell $(CC) -print-multiarch)
 
 DAEMON_LIBS := -luring -lbpf -lsystemd
-BPF_SRC := $(wildcard bpf/*.bpf.c) $(wildcard tests/bpf/*.bpf.c)
+BPF_SRC := $(wildcard bpf/*.bpf.c bpf/examples/*.bpf.c tests/bpf/*.bpf.c)
 BASE_SRC := $(wildcard userspace/base/*.cc)
 DAEMON_SRC := $(filter-out %/main.cc,$(wildcard userspace/daemon/*.cc)) \
 	$(wildcard userspace/frontend/*.cc userspace/engine/*.cc userspace/ebpf/*.cc)
@@ -67,8 +67,11 @@ BPF_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(BPF_SRC))
 PROGRAMS := $(BUILD)/vqlaned $(BUILD)/vqlane
 TEST_PROGRAMS := $(BUILD)/tests/unit_test $(BUILD)/tests/e2e_test
 
+# tests/vm/policies.bpf.c, once for each.
+POLICIES := $(patsubst %,$(BUILD)/tests/vm/policies/%.bpf.o,quiet slot sector reserved straddle forged task endless \
+	newer sleepable empty no_op named two)
 VM_PROGRAMS := $(patsubst tests/vm/programs/%.c,$(BUILD)/tests/vm/%,$(wildcard tests/vm/programs/*.c)) \
-	$(BUILD)/tests/vm/bootsector
+	$(BUILD)/tests/vm/bootsector $(POLICIES)
 
 .PHONY: all tests vm-programs setup demo test kmod vm-test demo-host check fuzz install install-kmod clean FORCE
 .DELETE_ON_ERROR:
@@ -99,9 +102,10 @@ $(BUILD)/%.bpf.o: %.bpf.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CLANG) $(BPF_CFLAGS) -MMD -MP -c $< -o $@
 
-# The daemon carries its maps' definitions inside.
+# The daemon carries its maps' definitions and its programs inside.
 $(BUILD)/obj/userspace/ebpf/%.o: EXTRA = -DVQL_BPF_DIR='"$(BUILD)/bpf"'
 $(BUILD)/obj/userspace/ebpf/maps.o: $(BUILD)/bpf/maps.bpf.o
+$(BUILD)/obj/userspace/ebpf/remap.o: $(BUILD)/bpf/remap.bpf.o
 $(call obj,$(wildcard tests/bpf/*.cc)): EXTRA = -DVQL_TEST_BPF_DIR='"$(BUILD)/tests/bpf"'
 $(call obj,$(wildcard tests/bpf/*.cc)): $(BPF_OBJ)
 # The fuzz targets' corpora are replayed by the unit tests.
@@ -126,8 +130,15 @@ $(BUILD)/tests/e2e_test: $(call obj,$(GUEST_SRC))
 $(BUILD)/tests/vm/%: $(BUILD)/obj/tests/vm/programs/%.o
 	@echo "  LINK  $(@F)"
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(VQL_CFLAGS) $(LDFLAGS) -pthread $< -o $@
+	$(Q)$(CC) $(VQL_CFLAGS) -pthread $< $(LDFLAGS) -o $@
 $(BUILD)/obj/tests/vm/programs/%.o: CPPFLAGS += -D_GNU_SOURCE
+
+$(BUILD)/tests/vm/remap_load: LDFLAGS += -lbpf
+
+$(POLICIES): $(BUILD)/tests/vm/policies/%.bpf.o: tests/vm/policies.bpf.c $(BUILD)/flags
+	@echo "  BPF   $< ($*)"
+	@mkdir -p $(@D)
+	$(Q)$(CLANG) $(BPF_CFLAGS) -DPOLICY_$* -MMD -MP -c $< -o $@
 
 $(BUILD)/tests/vm/bootsector: tests/vm/bootsector.S
 	@echo "  AS    $<"

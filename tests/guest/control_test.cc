@@ -135,6 +135,11 @@ TEST_CASE("what cannot be done is refused with the reason", "[control]") {
     std::vector<refusal> table = {
         {{{"op", "disk_rm"}, {"name", "x"}}, "x"},
         {{{"op", "disk_resize"}, {"name", "x"}, {"size", 1 << 30}}, "x"},
+        {{{"op", "disk_policy"}, {"name", "x"}, {"object", "/p.o"}}, "disk x does not exist"},
+        {{{"op", "disk_policy"}, {"name", "d"}, {"object", "/p.o"}}, "frontend = \"vdpa\""},
+        {{{"op", "disk_policy"}, {"name", "d"}, {"object", nullptr}}, "frontend = \"vdpa\""},
+        {{{"op", "disk_policy"}, {"name", "d"}, {"object", "p.o"}}, "object: an absolute path"},
+        {{{"op", "disk_policy"}, {"name", "d"}}, "object: missing"},
         {{{"op", "stats"}, {"name", "x"}}, "x"},
         {{{"op", "disk_add"}, {"name", "d"}, {"target", "m"}}, "d"},
         {{{"op", "disk_add"}, {"name", "g"}, {"target", "nosuch"}}, "nosuch"},

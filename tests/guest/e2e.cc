@@ -185,8 +185,18 @@ std::string null_target(const std::string& name, const std::string& size) {
     return "[[target]]\nname = \"" + name + "\"\ntype = \"null\"\nsize = \"" + size + "\"\n";
 }
 
+namespace {
+
+// Who is to serve the disks' queues, where the case says: the kernel lane, or both in turns.
+std::string lane() {
+    const char* word = vdpa_world() ? std::getenv("VQL_E2E_LANE") : nullptr;
+    return word == nullptr ? "" : std::string("lane = \"") + word + "\"\n";
+}
+
+} // namespace
+
 std::string disk_of(const std::string& name, const std::string& lines) {
-    return "[[disk]]\nname = \"" + name + "\"\n" + (vdpa_world() ? "frontend = \"vdpa\"\n" : "") +
+    return "[[disk]]\nname = \"" + name + "\"\n" + (vdpa_world() ? "frontend = \"vdpa\"\n" : "") + lane() +
            lines + "\n";
 }
 

@@ -200,7 +200,12 @@ TEST_CASE("disks are listed one a row", "[cli]") {
                          {"connected", true},
                          {"queues_running", 2},
                          {"pollers", {2, 3}},
-                         {"targets", {"a", "b"}}},
+                         {"lanes",
+                          {{{"lane", "kernel"}, {"why", "little to do"}},
+                           {{"lane", "poll"}, {"why", ""}},
+                           {{"lane", "kernel"}, {"why", "little to do"}}}},
+                         {"targets", {"a", "b"}},
+                         {"policy", ""}},
                         {{"name", "x"},
                          {"size", 512},
                          {"read_only", true},
@@ -211,13 +216,16 @@ TEST_CASE("disks are listed one a row", "[cli]") {
                          {"connected", false},
                          {"queues_running", 0},
                          {"pollers", json::array()},
-                         {"targets", {"a"}}}};
+                         {"lanes", {{{"lane", "poll"}, {"why", "as configured"}}}},
+                         {"targets", {"a"}},
+                         {"policy", "protect"}}};
     CHECK(vql::disk_table(disks) ==
-          "NAME  SIZE  ACCESS  CLIENT  QUEUES  RUNNING  QUEUE SIZE  CHUNK  POLLERS  TARGETS  "
-          "SOCKET OR DEVICE\n"
-          "vm1    10G  rw      yes          4        2         256     1G  2,3      a,b      "
-          "/run/vqlane/vm1.sock\n"
-          "x      512  ro      no           1        0          64    64K  -        a        /x\n");
+          "NAME  SIZE  ACCESS  CLIENT  QUEUES  RUNNING  QUEUE SIZE  CHUNK  POLLERS  "
+          "LANE                            TARGETS  POLICY   SOCKET OR DEVICE\n"
+          "vm1    10G  rw      yes          4        2         256     1G  2,3      "
+          "kernel (little to do) x2, poll  a,b      -        /run/vqlane/vm1.sock\n"
+          "x      512  ro      no           1        0          64    64K  -        "
+          "poll (as configured)            a        protect  /x\n");
     CHECK_THROWS_AS(vql::disk_table({{{"name", "vm1"}}}), json::exception);
     CHECK_THROWS_AS(vql::disk_table({1}), json::exception);
 }

@@ -149,6 +149,37 @@ result<void> kmod_disk::yield(std::span<const uint16_t> next_avail) const {
     return {};
 }
 
+result<void> kmod_disk::set_lane(const kmod_lane& lane) const {
+    vql_disk_lane l{};
+    l.slot = lane.slot;
+    l.busy_iops = lane.busy_iops;
+    l.nranges = uint32_t(lane.ranges.size());
+    l.ranges = reinterpret_cast<uintptr_t>(lane.ranges.data());
+    std::copy(lane.id.begin(), lane.id.end(), l.id);
+    if (command(fd_, VQL_IOC_DISK_LANE, l) == 0)
+        return {};
+    if (errno == EOPNOTSUPP)
+        return error{who_ + ": the controller has no queue or interrupt left for the kernel lane"};
+    return errno_error(who_ + ": its kernel lane", errno);
+}
+
+result<void> kmod_disk::lend(uint32_t index, uint16_t next_avail) const {
+    vql_disk_lend l{};
+    l.index = index;
+    l.next_avail = next_avail;
+    if (command(fd_, VQL_IOC_DISK_LEND, l) < 0)
+        return errno_error(who_ + " queue " + std::to_string(index) + ": not lent", errno);
+    return {};
+}
+
+result<void> kmod_disk::take(uint32_t index) const {
+    vql_disk_take t{};
+    t.index = index;
+    if (command(fd_, VQL_IOC_DISK_TAKE, t) < 0)
+        return errno_error(who_ + " queue " + std::to_string(index) + ": not taken back", errno);
+    return {};
+}
+
 result<void> kmod_disk::set_config(std::span<const uint8_t, VQL_CONFIG_BYTES> config) const {
     vql_disk_config c{};
     std::memcpy(c.config, config.data(), sizeof(c.config));

@@ -59,6 +59,14 @@ struct kmod_disk_shape {
     std::array<uint8_t, VQL_CONFIG_BYTES> config{};
 };
 
+// What the module needs to serve a disk's queues itself: VQL_IOC_DISK_LANE.
+struct kmod_lane {
+    uint32_t slot = 0;
+    uint32_t busy_iops = 0;
+    std::vector<vql_lane_range> ranges; // by target and sector; none: no queue can be lent
+    std::array<uint8_t, 20> id{};
+};
+
 // This process's claim on a disk. The disk outlives it.
 class kmod_disk {
   public:
@@ -77,6 +85,13 @@ class kmod_disk {
     // The in-flight record of all queues.
     result<mapping> map_inflight() const;
     result<void> yield(std::span<const uint16_t> next_avail) const;
+    // Queues that are lent stand still meanwhile: blocks until what they have in flight is answered, or
+    // given up (drain_ms).
+    result<void> set_lane(const kmod_lane& lane) const;
+    // The module serves the queue from now on, from @next_avail on. All was answered.
+    result<void> lend(uint32_t index, uint16_t next_avail) const;
+    // ... and is to give it back, which state() and queue() tell.
+    result<void> take(uint32_t index) const;
     result<void> set_config(std::span<const uint8_t, VQL_CONFIG_BYTES> config) const;
     // The driver is to reset the device.
     result<void> broken() const;

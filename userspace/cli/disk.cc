@@ -4,13 +4,20 @@
 #include "base/size.h"
 #include "cli/table.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <utility>
+#include <vector>
 
 namespace vql {
 
 namespace {
 
 using nlohmann::json;
+
+std::string or_dash(const std::string& text) {
+    return text.empty() ? "-" : text;
+}
 
 // Strings or numbers, joined by commas.
 std::string joined(const json& list) {
@@ -19,11 +26,31 @@ std::string joined(const json& list) {
     for (const json& item : list)
         text +=
             (text.empty() ? "" : ",") + (item.is_string() ? item.get<std::string>() : item.dump());
-    return text.empty() ? "-" : text;
+    return or_dash(text);
 }
 
 std::string number(const json& table, const char* key) {
     return std::to_string(table.at(key).get<uint64_t>());
+}
+
+// In which lanes the queues are, and why: "kernel (little to do) x3, poll (much to do)".
+std::string lanes(const json& queues) {
+    std::vector<std::pair<std::string, int>> kinds;
+    for (const json& q : queues) {
+        std::string kind = q.at("lane").get<std::string>();
+        if (const auto why = q.at("why").get<std::string>(); !why.empty())
+            kind += " (" + why + ")";
+        const auto known = std::find_if(kinds.begin(), kinds.end(),
+                                        [&](const auto& k) { return k.first == kind; });
+        if (known == kinds.end())
+            kinds.emplace_back(kind, 1);
+        else
+            known->second++;
+    }
+    std::string text;
+    for (const auto& [kind, n] : kinds)
+        text += (text.empty() ? "" : ", ") + kind + (n > 1 ? " x" + std::to_string(n) : "");
+    return text;
 }
 
 } // namespace
@@ -53,7 +80,9 @@ std::string disk_table(const json& disks) {
                {"QUEUE SIZE", true},
                {"CHUNK", true},
                {"POLLERS"},
+               {"LANE"},
                {"TARGETS"},
+               {"POLICY"},
                {"SOCKET OR DEVICE"}});
 
     for (const json& d : disks)
@@ -62,7 +91,8 @@ std::string disk_table(const json& disks) {
                  d.at("connected").get<bool>() ? "yes" : "no", number(d, "queues"),
                  number(d, "queues_running"), number(d, "queue_size"),
                  human_size(d.at("chunk_size").get<uint64_t>()), joined(d.at("pollers")),
-                 joined(d.at("targets")),
+                 lanes(d.at("lanes")), joined(d.at("targets")),
+                 or_dash(d.at("policy").get<std::string>()),
                  d.at(d.contains("socket") ? "socket" : "device").get<std::string>()});
     return out.text();
 }

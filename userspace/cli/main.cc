@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <thread>
@@ -139,6 +140,22 @@ void define_disk(CLI::App& app, json& request) {
             "bytes, or with K, M, G, T")
         ->required();
     resize.callback(op("disk_resize"));
+
+    CLI::App& policy = *disk.add_subcommand(
+        "policy", "have a BPF program of yours remap a vDPA disk in the kernel (bpf/README.md)");
+    define_name(policy, request);
+    CLI::App& which = *policy.add_option_group("which");
+    which.add_option_function<std::string>(
+        "FILE",
+        [&request](const std::string& file) {
+            // The daemon's working directory is another.
+            request["object"] = std::filesystem::absolute(file).string();
+        },
+        "BPF object with one struct_ops vqlane_remap_ops");
+    which.add_flag_callback(
+        "--none", [&request] { request["object"] = nullptr; }, "take it away");
+    which.require_option(1);
+    policy.callback(op("disk_policy"));
 }
 
 int list_local_devices(bool as_json) {
@@ -262,8 +279,8 @@ int parse_and_run(int argc, char** argv) {
     app.fallthrough();
     app.failure_message([](const CLI::App*, const CLI::Error& e) {
         return std::string("vqlane: ") + e.what() +
-               "\nCommands: disk list, disk add, disk rm, disk resize, stats, device list, device "
-               "bind, device unbind; each has --help.\n";
+               "\nCommands: disk list, disk add, disk rm, disk resize, disk policy, stats, device "
+               "list, device bind, device unbind; each has --help.\n";
     });
     define_disk(app, line.request);
     define_stats(app, line);

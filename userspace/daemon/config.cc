@@ -29,6 +29,7 @@ constexpr uint64_t min_chunk_bytes = 1ull << VQL_MIN_CHUNK_SHIFT;
 constexpr uint64_t max_chunk_bytes = 1ull << VQL_MAX_CHUNK_SHIFT;
 constexpr int max_cpu = 1023;
 constexpr uint32_t max_spin_us = 1'000'000;
+constexpr uint32_t max_iops = 100'000'000;
 const std::string control_socket = "control.sock";
 
 result<void> read_chunk_size(const spot& at, uint64_t& out) {
@@ -108,6 +109,8 @@ constexpr word<target_type> type_words[] = {
     {"uring", target_type::uring}, {"null", target_type::null}, {"nvme", target_type::nvme}};
 constexpr word<frontend_type> frontend_words[] = {{"vhost-user", frontend_type::vhost_user},
                                                   {"vdpa", frontend_type::vdpa}};
+constexpr word<lane_mode> lane_words[] = {
+    {"auto", lane_mode::automatic}, {"poll", lane_mode::poll}, {"kernel", lane_mode::kernel}};
 
 // domain:bus:device.function, all in lower-case hexadecimal, as sysfs names it.
 bool is_pci_address(std::string_view s) {
@@ -156,6 +159,10 @@ constexpr field<config> daemon_fields[] = {
      }},
     {"allow_untranslated_dma",
      [](const spot& at, config& c) { return read_bool(at, c.allow_untranslated_dma); }},
+    {"promote_iops",
+     [](const spot& at, config& c) { return read_range(at, 10u, max_iops, c.promote_iops); }},
+    {"demote_iops",
+     [](const spot& at, config& c) { return read_range(at, 0u, max_iops, c.demote_iops); }},
     {"log_level", [](const spot& at, config& c) { return read_word(at, level_words, c.level); }},
 };
 
@@ -205,6 +212,7 @@ constexpr field<disk_config> disk_fields[] = {
      [](const spot& at, disk_config& d) { return read_queue_size(at, d.queue_size); }},
     {"frontend",
      [](const spot& at, disk_config& d) { return read_word(at, frontend_words, d.frontend); }},
+    {"lane", [](const spot& at, disk_config& d) { return read_word(at, lane_words, d.lane); }},
     {"socket",
      [](const spot& at, disk_config& d) { return read_path(at, max_socket_bytes, d.socket); }},
     {"socket_mode", [](const spot& at, disk_config& d) { return read_mode(at, d.socket_mode); }},
@@ -215,6 +223,10 @@ result<void> read_daemon(const spot& at, config& c) {
         return read;
     if (at.has("spin") && at.has("spin_us"))
         return at.wrong("spin", "spin_us is given too, expected one of the two");
+    if (c.demote_iops >= c.promote_iops)
+        return at.wrong("demote_iops", std::to_string(c.demote_iops) + " is not below promote_iops, " +
+                                           std::to_string(c.promote_iops) +
+                                           ": a queue would change lanes for ever");
     return {};
 }
 
@@ -278,6 +290,8 @@ result<void> check_disk(const spot& at, const disk_config& d) {
         for (const char* key : {"socket", "socket_mode"})
             if (at.has(key))
                 return at.wrong(key, "a vdpa disk has no socket");
+    if (d.frontend != frontend_type::vdpa && at.has("lane"))
+        return at.wrong("lane", "for vdpa disks only: the module has no queues of others");
     return check_extents(at, d);
 }
 

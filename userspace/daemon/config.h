@@ -6,6 +6,7 @@
 #include "base/result.h"
 #include "base/size.h"
 #include "ebpf/mode.h"
+#include "frontend/lane.h"
 
 #include <cstdint>
 #include <optional>
@@ -47,6 +48,7 @@ struct disk_config {
     uint32_t queues = 1;        // 1…VQL_MAX_QUEUES
     uint32_t queue_size = 1024; // the largest ring a guest may use; power of two
     frontend_type frontend = frontend_type::vhost_user;
+    lane_mode lane = lane_mode::poll; // vdpa
     std::string socket; // vhost-user; empty: RUN_DIR/NAME.sock
     uint32_t socket_mode = 0600;
 };
@@ -62,6 +64,10 @@ struct config {
     // NVMe targets also behind an absent or passthrough IOMMU: then this daemon, if it is ever
     // taken over, can make the drive write to any memory of the host.
     bool allow_untranslated_dma = false;
+    // Of disks with lane = "auto": from so many requests a second on a queue is a poller's, from so few
+    // on down (two seconds long) the kernel's.
+    uint32_t promote_iops = 10000;
+    uint32_t demote_iops = 2000;
     log_level level = log_level::info;
     std::vector<target_config> targets;
     std::vector<disk_config> disks;

@@ -174,6 +174,18 @@ void control_socket::dispatch(const std::shared_ptr<client>& c, const json& requ
             key<uint64_t>(request, "size", "a number of bytes", &json::is_number_unsigned);
         return server_.resize_disk(name, bytes, finish);
     }
+    if (op == "disk_policy") {
+        allow_keys(request, {"op", "name", "object"});
+        const auto name = key<std::string>(request, "name", "a string", &json::is_string);
+        std::string object;
+        if (!request.contains("object") || !request["object"].is_null()) { // null: none
+            object = key<std::string>(request, "object", "a string", &json::is_string);
+            if (object.empty() || object[0] != '/')
+                return reply(c, failure("object: an absolute path expected"));
+        }
+        disk* d = server_.find(name);
+        return finish(d ? d->set_policy(object) : error{"disk " + name + " does not exist"});
+    }
     if (op == "stats") {
         allow_keys(request, {"op", "name"});
         std::string only;
@@ -185,7 +197,7 @@ void control_socket::dispatch(const std::shared_ptr<client>& c, const json& requ
     }
     reply(c, failure("op: " + op +
                      " is unknown (known: disk_list, disk_add, disk_rm, "
-                     "disk_resize, stats)"));
+                     "disk_resize, disk_policy, stats)"));
 }
 
 json control_socket::disk_entry(const disk& d) const {
@@ -193,6 +205,11 @@ json control_socket::disk_entry(const disk& d) const {
     for (const target* t : d.layout().targets)
         targets.push_back(t->name);
     const bool vdpa = d.settings().frontend == frontend_type::vdpa;
+    json lanes = json::array();
+    for (uint32_t i = 0; i < d.settings().queues; i++) {
+        const frontend::lane_report r = d.lane_of(i);
+        lanes.push_back({{"lane", r.lane}, {"why", r.why}, {"kernel_requests", r.served}});
+    }
     return {{"name", d.settings().name},
             {"frontend", vdpa ? "vdpa" : "vhost-user"},
             {vdpa ? "device" : "socket", d.address()},
@@ -203,8 +220,10 @@ json control_socket::disk_entry(const disk& d) const {
             {"chunk_size", 1ull << d.layout().chunk_shift},
             {"connected", d.connected()},
             {"queues_running", d.queues_running()},
+            {"lanes", lanes},
             {"pollers", d.poller_cpus()},
-            {"targets", targets}};
+            {"targets", targets},
+            {"policy", d.policy()}};
 }
 
 json control_socket::stats(const std::string& only) const {

@@ -40,6 +40,7 @@ class controller {
     // Pollers 0…lanes()-1 can reach it.
     size_t lanes() const { return lanes_.size(); }
     const vql_ctrl_info& info() const { return info_; }
+    int fd() const { return device_.fd(); } // the module knows it by that
     result<vql_ns_info> ns_info(uint32_t nsid) { return device_.ns_info(nsid); }
 
     // Map a guest's memory for the controller's DMA, on all lanes. @space outlives the attachment.

@@ -74,7 +74,7 @@ result<void> disk::open_frontend() {
         auto module = services_.module();
         if (!module)
             return error{"disk " + config_.name + ": " + module.failure().text};
-        auto s = std::make_unique<vdpa_server>(services_.loop, *this, config_.name);
+        auto s = std::make_unique<vdpa_server>(services_.loop, *this, config_.name, lane());
         vdpa_server& opened = *s;
         server_ = std::move(s);
         if (auto ok = opened.open(**module); !ok)
@@ -94,6 +94,9 @@ result<kmod_control*> disk_services::module() {
         if (!opened)
             return opened.failure();
         module_ = std::move(*opened);
+        if (maps.active())
+            if (auto ok = remap.load_default(); !ok)
+                log_warning("requests are not remapped in the kernel: " + ok.failure().text);
     }
     return &*module_;
 }
@@ -115,6 +118,20 @@ result<void> disk::apply_volume(volume v) {
     table_ = {reinterpret_cast<const __u64*>(words.data()), volume_.chunks(), volume_.chunk_shift};
     geometry_.sectors = volume_.bytes >> VQL_SECTOR_SHIFT;
     return services_.maps.publish_extents(*slot_, extents_, volume_.chunk_shift);
+}
+
+result<void> disk::set_policy(const std::string& file) {
+    const error none{"disk " + config_.name + ": a policy needs "};
+    if (config_.frontend != frontend_type::vdpa)
+        return error{none.text + "frontend = \"vdpa\": it decides in the kernel module"};
+    if (!services_.maps.active())
+        return error{none.text + "BPF maps, which vqlaned could not make (its log says why)"};
+    auto ok = file.empty() ? services_.remap.remove_policy(*slot_, config_.name)
+                           : services_.remap.set_policy(*slot_, config_.name, file);
+    if (ok)
+        log_info("disk " + config_.name + ": policy " +
+                 (file.empty() ? "removed" : policy() + ", from " + file));
+    return ok;
 }
 
 void disk::close(std::function<void()> done) {
@@ -181,6 +198,8 @@ void disk::start_queue(virtqueue& vq) {
         q.dma[c->index()] = c->view(*vq.memory, poller_index(vq.index));
     q.stats = reinterpret_cast<vql_disk_stats*>(stats_.at(p.index()));
     q.broken = [this, &vq] { server_->queue_broken(vq); };
+    q.through = [this, &vq] { server_->queue_through(vq); };
+    q.told_through = false;
     p.post([&p, &q] { p.add_queue(q); });
 }
 
@@ -263,6 +282,55 @@ void disk::memory_unmapped(guest_memory& m, std::function<void()> done) {
         });
     }
     registered_.clear();
+}
+
+// ---- the kernel lane ----
+
+lane_settings disk::lane() const {
+    lane_settings s;
+    s.mode = config_.lane;
+    s.promote_iops = services_.promote_iops;
+    s.demote_iops = services_.demote_iops;
+    s.plan = [this] { return lane_plan(); };
+    s.has_policy = [this] { return !services_.remap.policy(*slot_).empty(); };
+    s.answered = [this] {
+        uint64_t sum = 0;
+        const vql_disk_stats all = stats();
+        for (const vql_op_stats& op : all.op)
+            sum += op.count;
+        return sum;
+    };
+    return s;
+}
+
+// What requests may reach: the parts of targets that are the disk's, by target and place.
+result<kmod_lane> disk::lane_plan() const {
+    if (!services_.remap.active())
+        return error{"no remap program is loaded"};
+    kmod_lane lane;
+    lane.slot = *slot_;
+    lane.busy_iops = config_.lane == lane_mode::automatic ? services_.promote_iops : 0;
+    const size_t n = std::min(lane.id.size(), geometry_.id.size());
+    std::copy_n(geometry_.id.begin(), n, lane.id.begin());
+    bool any = false;
+    for (const claim& part : volume_.parts) {
+        const bool nvme = part.where->kind == target_kind::nvme;
+        vql_lane_range r{};
+        r.target = part.where->id;
+        r.ctrl_fd = nvme ? services_.controllers.at(part.where->controller).fd() : -1;
+        r.nsid = nvme ? part.where->nsid : 0;
+        r.flags = nvme && config_.read_only ? VQL_RANGE_READ_ONLY : 0;
+        r.sector = part.offset >> VQL_SECTOR_SHIFT;
+        r.sectors = part.bytes >> VQL_SECTOR_SHIFT;
+        lane.ranges.push_back(r);
+        any |= nvme;
+    }
+    if (!any)
+        return error{"none of its targets is an NVMe namespace"};
+    std::sort(lane.ranges.begin(), lane.ranges.end(), [](const auto& a, const auto& b) {
+        return std::pair(a.target, a.sector) < std::pair(b.target, b.sector);
+    });
+    return lane;
 }
 
 vql_disk_stats disk::stats() const {

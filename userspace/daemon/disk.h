@@ -11,6 +11,7 @@
 #include "daemon/targets.h"
 #include "daemon/volume.h"
 #include "ebpf/maps.h"
+#include "ebpf/remap.h"
 #include "frontend/frontend.h"
 
 #include <functional>
@@ -24,18 +25,24 @@ namespace vql {
 // What all disks share.
 class disk_services {
   public:
-    disk_services(event_loop& l, target_set& t, bpf_maps& m,
-                  std::vector<std::unique_ptr<poller>>& p, controller_set& c, memory_registration r)
-        : loop(l), targets(t), maps(m), pollers(p), controllers(c), registration(r) {}
+    disk_services(event_loop& l, target_set& t, bpf_maps& m, remap_programs& rp,
+                  std::vector<std::unique_ptr<poller>>& p, controller_set& c,
+                  const config& settings)
+        : loop(l), targets(t), maps(m), remap(rp), pollers(p), controllers(c),
+          registration(settings.register_memory), promote_iops(settings.promote_iops),
+          demote_iops(settings.demote_iops) {}
 
     event_loop& loop;
     target_set& targets;
     bpf_maps& maps;
+    remap_programs& remap;
     std::vector<std::unique_ptr<poller>>& pollers;
     controller_set& controllers;
-    memory_registration registration = memory_registration::automatic;
+    const memory_registration registration;
+    const uint32_t promote_iops, demote_iops;
 
-    // The kernel module's control device, opened when first asked for.
+    // The kernel module's control device, opened when first asked for; then the module also gets
+    // the program that it remaps with.
     result<kmod_control*> module();
 
   private:
@@ -67,10 +74,17 @@ class disk : public queue_host {
     const volume& layout() const { return volume_; }
     bool connected() const { return server_->connected(); }
     uint32_t queues_running() const { return server_->queues_running(); }
+    // A program of the operator's that remaps in the module, from @file, instead of the default one
+    // or another; an empty name takes it away.
+    result<void> set_policy(const std::string& file);
+    std::string policy() const { return services_.remap.policy(*slot_); }
     std::vector<int> poller_cpus() const;
     // Sum over all pollers.
     vql_disk_stats stats() const;
     void check_memory() { server_->check_memory(); }
+    // Once a second.
+    void tick() { server_->tick(); }
+    frontend::lane_report lane_of(uint32_t queue) const { return server_->lane_of(queue); }
 
     // queue_host
     const blk_geometry& geometry() const override { return geometry_; }
@@ -92,6 +106,8 @@ class disk : public queue_host {
     std::vector<controller*> controllers() const;
     result<void> map_for_dma(guest_memory& m);
     void unmap_for_dma(guest_memory& m);
+    lane_settings lane() const;
+    result<kmod_lane> lane_plan() const;
 
     disk_config config_;
     std::string socket_;

@@ -72,6 +72,7 @@ struct served_queue {
     std::array<const dma_view*, VQL_MAX_CONTROLLERS> dma{};
     vql_disk_stats* stats = nullptr;
     std::function<void()> broken; // posted to the control thread when the driver breaks the ring
+    std::function<void()> through; // … when vq->limit is used up
 
     // busy: in the round. idle: waits for a kick, or is broken. draining: leaves when all is
     // answered.
@@ -81,6 +82,7 @@ struct served_queue {
     bool kick_armed = false; // a multishot poll on the kick eventfd is out
     bool disarming = false;  // … and its removal was asked for
     uint32_t in_flight = 0;
+    bool told_through = false;
     size_t resubmitted = 0; // of vq->resubmit
     bool all_resubmitted() const { return resubmitted == vq->resubmit.size() || vq->ring_error; }
     uint64_t last_work_ns = 0;

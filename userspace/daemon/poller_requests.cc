@@ -83,6 +83,13 @@ bool poller::poll_queue(served_queue& q, uint64_t now) {
         left_round_ |= q.all_resubmitted();
         return work;
     }
+    if (VQL_UNLIKELY(vq.limit != virtqueue::no_limit)) {
+        room = std::min(room, vq.limit);
+        if (!vq.limit && !q.told_through && q.all_resubmitted()) {
+            q.told_through = true;
+            loop_.post(q.through);
+        }
+    }
     const int pending = vql_ring_pending(&vq.ring);
     if (pending < 0) {
         break_ring(q, -pending);
@@ -92,6 +99,8 @@ bool poller::poll_queue(served_queue& q, uint64_t now) {
         if (!take(q, vql_ring_peek(&vq.ring), now))
             break;
         vq.ring.next_avail++;
+        if (VQL_UNLIKELY(vq.limit != virtqueue::no_limit))
+            vq.limit--;
         work = true;
     }
     if (work)

@@ -57,13 +57,14 @@ result<void> server::start() {
     if (!maps)
         return maps.failure();
     maps_ = std::move(*maps);
+    remap_ = std::make_unique<remap_programs>(*maps_);
     if (auto ok = start_pollers(); !ok)
         return ok;
     controllers_ =
         std::make_unique<controller_set>(loop_, pollers_, config_.allow_untranslated_dma);
     targets_.set_controllers(controllers_.get());
-    services_ = std::make_unique<disk_services>(loop_, targets_, *maps_, pollers_, *controllers_,
-                                                config_.register_memory);
+    services_ = std::make_unique<disk_services>(loop_, targets_, *maps_, *remap_, pollers_,
+                                                *controllers_, config_);
     for (const target_config& t : config_.targets)
         if (auto opened = open_target(t); !opened)
             return opened.failure();
@@ -309,6 +310,8 @@ void server::stop(std::function<void()> done) {
 void server::once_a_second() {
     targets_.report_errors();
     controllers_->tick();
+    for (auto& d : disks_)
+        d->tick();
     // bpftool can attach to a function, but not raise a USDT probe's semaphore: its pins are one.
     trace_session.store(access((config_.bpf_dir + "/trace").c_str(), F_OK) == 0,
                         std::memory_order_relaxed);

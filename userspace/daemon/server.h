@@ -59,6 +59,7 @@ class server {
     config config_;
     unique_fd lock_;
     std::unique_ptr<bpf_maps> maps_;
+    std::unique_ptr<remap_programs> remap_;
     target_set targets_;
     std::vector<std::unique_ptr<poller>> pollers_;
     std::unique_ptr<controller_set> controllers_;

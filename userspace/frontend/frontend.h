@@ -62,6 +62,17 @@ class frontend {
     virtual void geometry_changes(std::function<void()> change) = 0;
     // A poller found @q broken (its ring_error is set).
     virtual void queue_broken(virtqueue& q) = 0;
+    // A poller has taken as much of @q as it may.
+    virtual void queue_through(virtqueue&) {}
+    // Once a second.
+    virtual void tick() {}
+    // Who serves queue @index, and why: for the operator.
+    struct lane_report {
+        const char* lane; // "poll", "kernel", or "none": nobody
+        std::string why;
+        uint64_t served = 0; // requests in the kernel lane
+    };
+    virtual lane_report lane_of(uint32_t) const { return {"poll", {}, 0}; }
     // Let the guest go if memory was taken away under us. Once a second, when any was.
     virtual void check_memory() = 0;
 

@@ -67,8 +67,8 @@ std::optional<difference> find_difference(const kmod_disk_shape& is,
 
 } // namespace
 
-vdpa_server::vdpa_server(event_loop& loop, queue_host& host, std::string name)
-    : frontend(loop, host, std::move(name)) {
+vdpa_server::vdpa_server(event_loop& loop, queue_host& host, std::string name, lane_settings lane)
+    : frontend(loop, host, std::move(name)), lane_(std::move(lane)) {
     for (uint32_t i = 0; i < host_.geometry().queues; i++) {
         rings_.push_back(std::make_unique<vdpa_ring>());
         rings_.back()->vq.index = i;
@@ -103,6 +103,9 @@ result<void> vdpa_server::claim(kmod_control& module) {
         return claimed.failure();
     if (*claimed) {
         disk_ = std::move(**claimed);
+        // What an earlier daemon has told the kernel lane, in its own numbers, counts no more.
+        if (auto ok = disk_.set_lane({}); !ok)
+            return ok;
         const auto differs = find_difference(disk_.shape(), wanted);
         if (!differs) // but it may have grown
             return disk_.shape().config == wanted.config ? result<void>()
@@ -157,6 +160,8 @@ void vdpa_server::look() {
                         "flight had ended; it is finished later");
         if ((state_.flags & ours) != ours || state_.flags & VQL_DISK_RECALL)
             let_go([this] { look(); });
+        else
+            look_at_lent();
         return;
     }
     if (!(state_.status & VIRTIO_CONFIG_S_NEEDS_RESET)) { // it was reset, if it had to be
@@ -192,6 +197,7 @@ void vdpa_server::acquire() {
         return refuse(ok.failure().text);
     if (auto ok = take_rings(); !ok)
         return refuse(ok.failure().text);
+    prepare_lane();
     run_rings();
     log_debug("disk " + name_ + ": serves " + std::to_string(queues_running()) + " queues");
 }
@@ -218,6 +224,9 @@ result<void> vdpa_server::take_rings() {
         r->base = uint16_t(q->next_avail);
         // VMMs make queues ready that their driver does not use: these have no entries.
         r->set_up.ready = q->ready && q->num;
+        r->lent = q->flags & VQL_QUEUE_LENT;
+        r->dirty = q->flags & VQL_QUEUE_DIRTY;
+        r->taking = false;
         if (!r->set_up.ready)
             continue;
         // One bell, for both directions.
@@ -236,14 +245,23 @@ result<void> vdpa_server::take_rings() {
 void vdpa_server::run_rings() {
     size_t resubmitted = 0;
     for (auto& r : rings_) {
-        if (!leased_ || r->running || !r->set_up.ready || r->vq.ring_error)
+        if (!leased_ || r->running || r->lent || !r->set_up.ready || r->vq.ring_error)
             continue;
+        if (lend(*r))
+            continue;
+        if (lane_.has_policy() && !lane_ready_) {
+            r->why = "its policy cannot be asked, so nobody serves it";
+            continue;
+        }
         if (auto ok = prepare_ring(*r); !ok) {
             r->vq.ring_error = VQL_RING_BAD_ADDRESS;
             broken("queue " + std::to_string(r->vq.index) + ": " + ok.failure().text);
             continue;
         }
         resubmitted += r->vq.resubmit.size();
+        if (obliged() && lane_ready_) // the module's, but for this
+            r->vq.limit = r->dirty || dirty_ ? 0 : 1;
+        r->dirty = false;
         start_ring(*r);
     }
     if (dirty_)
@@ -265,7 +283,7 @@ result<void> vdpa_server::prepare_ring(vdpa_ring& r) {
     s.features = state_.features;
     s.writeback = state_.writeback;
     s.record = record_->queue(r.vq.index);
-    s.taken_over = dirty_;
+    s.taken_over = dirty_ || r.dirty;
     return prepare_queue(r.vq, s, memory_, host_.geometry());
 }
 
@@ -362,12 +380,19 @@ void vdpa_server::geometry_changes(std::function<void()> change) {
         when_idle_.push_back([this, change] { geometry_changes(change); });
         return;
     }
+    if (leased_ && any_lent()) {
+        when_back_.push_back([this, change] { geometry_changes(change); });
+        look_at_lent();
+        return;
+    }
     stop_then(all_rings(), [this, change] {
         change();
         if (!disk_)
             return; // closed meanwhile
         if (auto ok = disk_.set_config(shape_of(host_.geometry()).config); !ok)
             log_warning(ok.failure().text);
+        lane_ready_ = false;
+        prepare_lane();
         run_rings();
         look();
     });
@@ -385,5 +410,167 @@ void vdpa_server::queue_broken(virtqueue& q) {
 
 // The module says itself when it has taken memory away.
 void vdpa_server::check_memory() {}
+
+// ---- lanes ----
+
+// Is the poll lane for single requests only?
+bool vdpa_server::obliged() const {
+    return lane_.mode == lane_mode::kernel ||
+           (lane_.mode == lane_mode::automatic && lane_.has_policy());
+}
+
+// Tell the module what the disk may reach, if it does not know.
+void vdpa_server::prepare_lane() {
+    if (lane_.mode == lane_mode::poll || lane_ready_ || !leased_)
+        return;
+    auto plan = lane_.plan();
+    result<void> ok = plan ? disk_.set_lane(*plan) : result<void>(plan.failure());
+    lane_ready_ = bool(ok);
+    if (!ok && ok.failure().text != lane_refusal_) {
+        lane_refusal_ = ok.failure().text;
+        log_warning("disk " + name_ + ": served by pollers only: " + lane_refusal_);
+    }
+}
+
+// Hand @r, which stands still, to the module, where that is its place now.
+bool vdpa_server::lend(vdpa_ring& r) {
+    if (!lane_ready_ || !when_back_.empty() || dirty_ || r.dirty || r.vq.limit != virtqueue::no_limit)
+        return false;
+    if (!obliged() && !r.choice.kernel())
+        return false;
+    if (auto ok = disk_.lend(r.vq.index, r.base); !ok) {
+        log_warning(ok.failure().text);
+        lane_ready_ = false; // until something changes
+        lane_refusal_ = ok.failure().text;
+        return false;
+    }
+    r.lent = true;
+    r.taking = false;
+    r.why = "little to do";
+    if (obliged())
+        r.why = lane_.mode == lane_mode::kernel ? "as configured" : "has a policy";
+    return true;
+}
+
+bool vdpa_server::any_lent() const {
+    return std::any_of(rings_.begin(), rings_.end(), [](const auto& r) { return r->lent; });
+}
+
+namespace {
+
+const char* returned_text(uint32_t why) {
+    switch (why) {
+    case VQL_RETURNED_TAKEN: return "much to do";
+    case VQL_RETURNED_VERDICT: return "a request that the kernel lane leaves to the daemon";
+    case VQL_RETURNED_SHAPE: return "a request of a shape that the kernel lane does not serve";
+    case VQL_RETURNED_LOST: return "a controller lost what was in flight";
+    case VQL_RETURNED_START: return "the kernel lane could not begin";
+    default: return "";
+    }
+}
+
+} // namespace
+
+// What has become of the queues that are lent?
+void vdpa_server::look_at_lent() {
+    for (auto& r : rings_) {
+        if (!r->lent)
+            continue;
+        auto q = disk_.queue(r->vq.index);
+        if (!q) {
+            log_warning(q.failure().text);
+            continue;
+        }
+        if (!(q->flags & VQL_QUEUE_LENT)) {
+            r->lent = r->taking = false;
+            r->base = uint16_t(q->next_avail);
+            r->set_up = *q;
+            r->set_up.ready = q->ready && q->num;
+            r->dirty = q->flags & VQL_QUEUE_DIRTY;
+            r->why = returned_text(q->returned);
+            r->vq.limit = virtqueue::no_limit;
+            r->choice.promote();
+            if (obliged()) // it has been in the kernel lane: this one request is ours
+                r->vq.limit = r->dirty ? 0 : 1;
+        } else if (!r->taking && (!when_back_.empty() || (q->flags & VQL_QUEUE_BUSY && !obliged()))) {
+            r->taking = bool(disk_.take(r->vq.index));
+        }
+    }
+    if (!when_back_.empty() && !any_lent()) {
+        auto waiting = std::move(when_back_);
+        when_back_.clear();
+        for (auto& w : waiting)
+            w();
+        return;
+    }
+    run_rings();
+}
+
+// Stop them, and see where their place is now.
+void vdpa_server::lend_again(std::vector<ring_state*> rings) {
+    if (busy_ || !leased_ || rings.empty())
+        return;
+    stop_then(std::move(rings), [this] {
+        for (auto& r : rings_)
+            if (!r->running)
+                r->vq.limit = virtqueue::no_limit;
+        if (leased_)
+            run_rings();
+        look();
+    });
+}
+
+void vdpa_server::queue_through(virtqueue& q) {
+    if (busy_) {
+        when_idle_.push_back([this, &q] { queue_through(q); });
+        return;
+    }
+    for (auto& r : rings_)
+        if (&r->vq == &q && r->running)
+            lend_again({r.get()});
+}
+
+void vdpa_server::tick() {
+    if (!leased_ || busy_ || lane_.mode == lane_mode::poll)
+        return;
+    if (!lane_ready_) {
+        if (lane_.has_policy()) { // nobody serves it
+            prepare_lane();
+            run_rings();
+        }
+        return;
+    }
+    const uint64_t now = lane_.answered(), since = now - std::exchange(answered_, now);
+    std::vector<ring_state*> to_lend;
+    for (auto& r : rings_) {
+        if (!r->running)
+            continue;
+        r->choice.tick(since / queues_running(), lane_.demote_iops);
+        if (r->choice.kernel() && !obliged())
+            to_lend.push_back(r.get());
+    }
+    lend_again(std::move(to_lend));
+}
+
+void vdpa_server::lane_changes() {
+    geometry_changes([] {});
+}
+
+frontend::lane_report vdpa_server::lane_of(uint32_t index) const {
+    const vdpa_ring& r = *rings_.at(index);
+    lane_report report{r.lent ? "kernel" : r.running ? "poll" : "none", r.why, 0};
+    if (!r.lent && lane_.mode != lane_mode::poll && !lane_ready_ && !lane_refusal_.empty())
+        report.why = lane_refusal_;
+    if (!r.lent && lane_.mode == lane_mode::poll)
+        report.why = "as configured";
+    if (disk_)
+        if (auto q = disk_.queue(index); q) {
+            report.served = q->served;
+            // One that is lent by nobody who is alive is served as well.
+            if (!leased_ && q->flags & VQL_QUEUE_LENT)
+                report.lane = "kernel";
+        }
+    return report;
+}
 
 } // namespace vql

@@ -14,6 +14,10 @@
 //
 // A lease that ended without a yield leaves the disk dirty: its next holder, this process or
 // another, begins with what the record tells, as a vhost-user daemon does when its VMM reconnects.
+//
+// Within a lease a queue is ours (the poll lane) or lent to the module (the kernel lane). A loan outlives
+// the lease and us; whoever acquires the disk next finds its queues lent. It ends when we take the queue
+// back, or by itself, at a request that the module leaves to us.
 #pragma once
 
 #include "base/kmod.h"
@@ -21,6 +25,7 @@
 #include "frontend/frontend.h"
 #include "frontend/guest_memory.h"
 #include "frontend/inflight.h"
+#include "frontend/lane.h"
 
 #include <functional>
 #include <memory>
@@ -31,7 +36,7 @@ namespace vql {
 
 class vdpa_server : public frontend {
   public:
-    vdpa_server(event_loop& loop, queue_host& host, std::string name);
+    vdpa_server(event_loop& loop, queue_host& host, std::string name, lane_settings lane);
     ~vdpa_server() override;
 
     // Claim the module's disk of this name, or create it. One of another shape is made anew, unless
@@ -46,11 +51,21 @@ class vdpa_server : public frontend {
     bool connected() const override { return state_.status != 0; }
     void geometry_changes(std::function<void()> change) override;
     void queue_broken(virtqueue& q) override;
+    void queue_through(virtqueue& q) override;
     void check_memory() override;
+    void tick() override;
+    lane_report lane_of(uint32_t index) const override;
+    // What the kernel lane may serve has changed: begin again with what it is now.
+    void lane_changes();
 
   private:
     struct vdpa_ring : ring_state {
-        vql_disk_queue set_up{}; // as of the lease's beginning
+        vql_disk_queue set_up{}; // as of the lease's beginning, or the end of a loan
+        bool lent = false;
+        bool taking = false; // … and was asked back
+        bool dirty = false;  // a loan ended with requests in flight
+        const char* why = "";
+        lane_choice choice;
     };
 
     result<void> claim(kmod_control& module);
@@ -67,6 +82,12 @@ class vdpa_server : public frontend {
     void let_go(std::function<void()> then);
     void yield();
     std::vector<ring_state*> all_rings();
+    void prepare_lane();
+    bool lend(vdpa_ring& r);
+    void look_at_lent();
+    bool any_lent() const;
+    void lend_again(std::vector<ring_state*> rings);
+    bool obliged() const;
 
     kmod_disk disk_;
     bool watching_ = false;
@@ -78,6 +99,11 @@ class vdpa_server : public frontend {
     std::unique_ptr<inflight_region> record_;
     std::vector<std::unique_ptr<vdpa_ring>> rings_;
     std::function<void(result<void>)> removed_; // waits for the VMM to let go
+    const lane_settings lane_;
+    bool lane_ready_ = false;     // the module knows what to reach
+    std::string lane_refusal_;    // why not
+    uint64_t answered_ = 0;       // at the last tick
+    std::vector<std::function<void()>> when_back_; // wait until no queue is lent; none is lent meanwhile
 };
 
 } // namespace vql

@@ -37,6 +37,11 @@ struct virtqueue {
     unique_fd call;
     unique_fd err;
 
+    // So many requests are taken from the ring, and then the poller tells that it is through (as it does
+    // at 0 when all is resubmitted). no_limit: for ever.
+    static constexpr uint32_t no_limit = UINT32_MAX;
+    uint32_t limit = no_limit;
+
     std::vector<uint16_t> resubmit; // heads that were in flight when an earlier daemon died
 
     // Set by the poller when the driver broke the ring, in which case it serves it no more.

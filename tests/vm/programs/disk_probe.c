@@ -388,18 +388,25 @@ static void fault_setting(const char* name, const char* value) {
     write_file(path, value, 0);
 }
 
+// The file through which allocations of this thread are made to fail. Open all the time: to open it
+// takes allocations, which might be those that fail.
+static int fail_nth_file(void) {
+    static int fd = -1;
+    if (fd < 0)
+        EXPECT((fd = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC)) >= 0);
+    return fd;
+}
+
 // The @nth allocation of this thread from here on fails; 0: none.
 static void fail_nth(int nth) {
     char text[20];
-    snprintf(text, sizeof(text), "%d", nth);
-    write_file("/proc/thread-self/fail-nth", text, 0);
+    int n = snprintf(text, sizeof(text), "%d", nth);
+    EXPECT(pwrite(fail_nth_file(), text, (size_t)n, 0) == n);
 }
 
 static bool has_failed(void) {
     char text[20] = {0};
-    int fd = open("/proc/thread-self/fail-nth", O_RDONLY | O_CLOEXEC);
-    EXPECT(fd >= 0 && read(fd, text, sizeof(text) - 1) > 0);
-    close(fd);
+    EXPECT(pread(fail_nth_file(), text, sizeof(text) - 1, 0) > 0);
     fail_nth(0);
     return atoi(text) == 0;
 }
