@@ -433,7 +433,7 @@ static bool polled(const struct vql_disk *disk)
 	u32 i;
 
 	for (i = 0; i < disk->nqueues; i++)
-		if (disk->queues[i].ready && !disk->queues[i].lane.lent)
+		if (disk->queues[i].ready && disk->queues[i].num && !disk->queues[i].lane.lent)
 			return true;
 	return false;
 }

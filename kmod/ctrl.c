@@ -87,11 +87,15 @@ int vql_ctrl_usable(struct vql_ctrl *ctrl)
 
 void vql_ctrl_set_free(struct vql_ctrl *ctrl)
 {
-	u32 used = bitmap_weight(ctrl->qids, VQL_MAX_CTRL_QPAIRS + 1);
+	u32 used = bitmap_weight(ctrl->qids, VQL_MAX_CTRL_QPAIRS + 1), own = 0;
+	struct vql_qpair *qp;
 
 	lockdep_assert_held(&ctrl->lock);
+	list_for_each_entry(qp, &ctrl->qpairs, list) own +=
+		vql_qpair_is_own(qp) && vql_qpair_is_live(qp);
 	spin_lock(&ctrl->info_lock);
 	ctrl->info.free_qpairs = ctrl->info.max_qpairs - min(used, ctrl->info.max_qpairs);
+	ctrl->info.own_qpairs = own;
 	spin_unlock(&ctrl->info_lock);
 }
 

@@ -132,6 +132,14 @@ static int take(struct vql_lane *lane)
 		lane_break(lane, -err);
 		return err;
 	}
+	/*
+	 * Here each contiguous piece of the guest's memory is a region of its own, in the daemon its
+	 * memory is flat: there the chain may well fit.
+	 */
+	if (lane->scratch->chain.truncated) {
+		lane_stop(lane, VQL_RETURNED_SHAPE);
+		return VQL_LANE_SHAPE;
+	}
 	io = &lane->ios[head];
 	if (io->busy) { /* made available again while it is under way */
 		lane_break(lane, VQL_RING_BAD_HEAD);

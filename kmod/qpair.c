@@ -194,8 +194,8 @@ static int qpair_start(struct vql_qpair *qp)
 		return err;
 	}
 	__set_bit(qp->qid, ctrl->qids);
-	vql_ctrl_set_free(ctrl);
 	WRITE_ONCE(qp->status->state, VQL_QPAIR_LIVE);
+	vql_ctrl_set_free(ctrl);
 	return 0;
 }
 

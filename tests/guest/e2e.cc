@@ -196,8 +196,8 @@ std::string lane() {
 } // namespace
 
 std::string disk_of(const std::string& name, const std::string& lines) {
-    return "[[disk]]\nname = \"" + name + "\"\n" + (vdpa_world() ? "frontend = \"vdpa\"\n" : "") + lane() +
-           lines + "\n";
+    return "[[disk]]\nname = \"" + name + "\"\n" + (vdpa_world() ? "frontend = \"vdpa\"\n" : "") +
+           lane() + lines + "\n";
 }
 
 std::string disk_on(const std::string& name, const std::string& target, const std::string& extra) {

@@ -85,8 +85,8 @@ class kmod_disk {
     // The in-flight record of all queues.
     result<mapping> map_inflight() const;
     result<void> yield(std::span<const uint16_t> next_avail) const;
-    // Queues that are lent stand still meanwhile: blocks until what they have in flight is answered, or
-    // given up (drain_ms).
+    // Queues that are lent stand still meanwhile: blocks until what they have in flight is
+    // answered, or given up (drain_ms).
     result<void> set_lane(const kmod_lane& lane) const;
     // The module serves the queue from now on, from @next_avail on. All was answered.
     result<void> lend(uint32_t index, uint16_t next_avail) const;

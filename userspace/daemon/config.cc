@@ -224,7 +224,8 @@ result<void> read_daemon(const spot& at, config& c) {
     if (at.has("spin") && at.has("spin_us"))
         return at.wrong("spin", "spin_us is given too, expected one of the two");
     if (c.demote_iops >= c.promote_iops)
-        return at.wrong("demote_iops", std::to_string(c.demote_iops) + " is not below promote_iops, " +
+        return at.wrong("demote_iops", std::to_string(c.demote_iops) +
+                                           " is not below promote_iops, " +
                                            std::to_string(c.promote_iops) +
                                            ": a queue would change lanes for ever");
     return {};

@@ -49,7 +49,7 @@ struct disk_config {
     uint32_t queue_size = 1024; // the largest ring a guest may use; power of two
     frontend_type frontend = frontend_type::vhost_user;
     lane_mode lane = lane_mode::poll; // vdpa
-    std::string socket; // vhost-user; empty: RUN_DIR/NAME.sock
+    std::string socket;               // vhost-user; empty: RUN_DIR/NAME.sock
     uint32_t socket_mode = 0600;
 };
 
@@ -64,8 +64,8 @@ struct config {
     // NVMe targets also behind an absent or passthrough IOMMU: then this daemon, if it is ever
     // taken over, can make the drive write to any memory of the host.
     bool allow_untranslated_dma = false;
-    // Of disks with lane = "auto": from so many requests a second on a queue is a poller's, from so few
-    // on down (two seconds long) the kernel's.
+    // Of disks with lane = "auto": from so many requests a second on a queue is a poller's, from so
+    // few on down (two seconds long) the kernel's.
     uint32_t promote_iops = 10000;
     uint32_t demote_iops = 2000;
     log_level level = log_level::info;

@@ -49,8 +49,8 @@ result<void> disk::set_up() {
 
     for (uint32_t i = 0; i < config_.queues; i++)
         queues_.push_back(std::make_unique<served_queue>());
-    // In this order: with its claim a vDPA disk's queues leave the kernel lane, which knows an earlier
-    // daemon's targets by their numbers.
+    // In this order: with its claim a vDPA disk's queues leave the kernel lane, which knows an
+    // earlier daemon's targets by their numbers.
     if (auto ok = open_frontend(); !ok)
         return ok;
     return apply_volume(volume_);

@@ -71,7 +71,7 @@ struct served_queue {
     // views are the controllers' own, and change on this poller's thread only.
     std::array<const dma_view*, VQL_MAX_CONTROLLERS> dma{};
     vql_disk_stats* stats = nullptr;
-    std::function<void()> broken; // posted to the control thread when the driver breaks the ring
+    std::function<void()> broken;  // posted to the control thread when the driver breaks the ring
     std::function<void()> through; // … when vq->limit is used up
 
     // busy: in the round. idle: waits for a kick, or is broken. draining: leaves when all is

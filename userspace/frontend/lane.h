@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// In which lane a queue of a vDPA disk is served: the poll lane (a poller of ours) or the kernel lane
-// (the module, when it is lent the queue).
+// In which lane a queue of a vDPA disk is served: the poll lane (a poller of ours) or the kernel
+// lane (the module, when it is lent the queue).
 #pragma once
 
 #include "base/kmod.h"
@@ -37,8 +37,8 @@ class lane_choice {
         kernel_ = false;
         quiet_ = 0;
     }
-    // Once a second while it is ours: @requests were answered since. Two quiet seconds in a row, and the
-    // module may have it (again).
+    // Once a second while it is ours: @requests were answered since. Two quiet seconds in a row,
+    // and the module may have it (again).
     void tick(uint64_t requests, uint32_t demote_iops) {
         quiet_ = requests <= demote_iops ? quiet_ + 1 : 0;
         kernel_ = quiet_ >= 2;

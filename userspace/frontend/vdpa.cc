@@ -259,7 +259,8 @@ void vdpa_server::run_rings() {
             continue;
         }
         resubmitted += r->vq.resubmit.size();
-        if (obliged() && lane_ready_) // the module's, but for this
+        r->limited = obliged() && lane_ready_; // the module's, but for this
+        if (r->limited)
             r->vq.limit = r->dirty || dirty_ ? 0 : 1;
         r->dirty = false;
         start_ring(*r);
@@ -434,7 +435,8 @@ void vdpa_server::prepare_lane() {
 
 // Hand @r, which stands still, to the module, where that is its place now.
 bool vdpa_server::lend(vdpa_ring& r) {
-    if (!lane_ready_ || !when_back_.empty() || dirty_ || r.dirty || r.vq.limit != virtqueue::no_limit)
+    if (!lane_ready_ || !when_back_.empty() || dirty_ || r.dirty ||
+        r.vq.limit != virtqueue::no_limit)
         return false;
     if (!obliged() && !r.choice.kernel())
         return false;
@@ -492,7 +494,8 @@ void vdpa_server::look_at_lent() {
             r->choice.promote();
             if (obliged()) // it has been in the kernel lane: this one request is ours
                 r->vq.limit = r->dirty ? 0 : 1;
-        } else if (!r->taking && (!when_back_.empty() || (q->flags & VQL_QUEUE_BUSY && !obliged()))) {
+        } else if (!r->taking &&
+                   (!when_back_.empty() || (q->flags & VQL_QUEUE_BUSY && !obliged()))) {
             r->taking = bool(disk_.take(r->vq.index));
         }
     }
@@ -546,7 +549,8 @@ void vdpa_server::tick() {
         if (!r->running)
             continue;
         r->choice.tick(since / queues_running(), lane_.demote_iops);
-        if (r->choice.kernel() && !obliged())
+        // A policy may have come under running queues; those that serve a single request end by themselves.
+        if (obliged() ? !r->limited : r->choice.kernel())
             to_lend.push_back(r.get());
     }
     lend_again(std::move(to_lend));

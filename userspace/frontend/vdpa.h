@@ -15,9 +15,9 @@
 // A lease that ended without a yield leaves the disk dirty: its next holder, this process or
 // another, begins with what the record tells, as a vhost-user daemon does when its VMM reconnects.
 //
-// Within a lease a queue is ours (the poll lane) or lent to the module (the kernel lane). A loan outlives
-// the lease and us; whoever acquires the disk next finds its queues lent. It ends when we take the queue
-// back, or by itself, at a request that the module leaves to us.
+// Within a lease a queue is ours (the poll lane) or lent to the module (the kernel lane). A loan
+// outlives the lease and us; whoever acquires the disk next finds its queues lent. It ends when we
+// take the queue back, or by itself, at a request that the module leaves to us.
 #pragma once
 
 #include "base/kmod.h"
@@ -63,6 +63,7 @@ class vdpa_server : public frontend {
         vql_disk_queue set_up{}; // as of the lease's beginning, or the end of a loan
         bool lent = false;
         bool taking = false; // … and was asked back
+        bool limited = false; // runs for a single request, or for what was in flight
         bool dirty = false;  // a loan ended with requests in flight
         const char* why = "";
         lane_choice choice;
@@ -100,10 +101,11 @@ class vdpa_server : public frontend {
     std::vector<std::unique_ptr<vdpa_ring>> rings_;
     std::function<void(result<void>)> removed_; // waits for the VMM to let go
     const lane_settings lane_;
-    bool lane_ready_ = false;     // the module knows what to reach
-    std::string lane_refusal_;    // why not
-    uint64_t answered_ = 0;       // at the last tick
-    std::vector<std::function<void()>> when_back_; // wait until no queue is lent; none is lent meanwhile
+    bool lane_ready_ = false;  // the module knows what to reach
+    std::string lane_refusal_; // why not
+    uint64_t answered_ = 0;    // at the last tick
+    std::vector<std::function<void()>>
+        when_back_; // wait until no queue is lent; none is lent meanwhile
 };
 
 } // namespace vql

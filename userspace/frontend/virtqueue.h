@@ -37,8 +37,8 @@ struct virtqueue {
     unique_fd call;
     unique_fd err;
 
-    // So many requests are taken from the ring, and then the poller tells that it is through (as it does
-    // at 0 when all is resubmitted). no_limit: for ever.
+    // So many requests are taken from the ring, and then the poller tells that it is through (as it
+    // does at 0 when all is resubmitted). no_limit: for ever.
     static constexpr uint32_t no_limit = UINT32_MAX;
     uint32_t limit = no_limit;
 

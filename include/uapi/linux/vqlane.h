@@ -406,6 +406,7 @@ struct vql_mspace_regions {
  * @namespaces: out: how many namespaces are active
  * @events: out: asynchronous events so far
  * @critical_warning: out: SMART critical warning bits, as last reported
+ * @own_qpairs: out: how many the module itself uses, for the kernel lane
  * @serial: out: not terminated
  * @model: out: not terminated
  * @bdf: out: PCI address, zero-terminated
@@ -425,6 +426,7 @@ struct vql_ctrl_info {
 	__u32 namespaces;
 	__u32 events;
 	__u32 critical_warning;
+	__u32 own_qpairs;
 	char serial[VQL_SERIAL_BYTES];
 	char model[VQL_MODEL_BYTES];
 	char bdf[16];

@@ -378,7 +378,7 @@ static void no_leak(void) {
     if (lost > (ROUNDS - SETTLED) * 24 * 1024 / 10)
         fail("%d guests of 24 MiB have left %ld KiB behind", ROUNDS - SETTLED, lost);
     pinned = pinned_pages() - pinned;
-    if (pinned)
+    if (pinned > 0) // less: somebody else has let go of one
         fail("%ld pages are still pinned", pinned);
 }
 
