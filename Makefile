@@ -69,7 +69,7 @@ TEST_PROGRAMS := $(BUILD)/tests/unit_test $(BUILD)/tests/e2e_test
 
 # tests/vm/policies.bpf.c, once for each.
 POLICIES := $(patsubst %,$(BUILD)/tests/vm/policies/%.bpf.o,quiet slot sector reserved straddle forged task endless \
-	newer sleepable empty no_op named two)
+	newer sleepable empty no_op named two copy beyond stranger)
 VM_PROGRAMS := $(patsubst tests/vm/programs/%.c,$(BUILD)/tests/vm/%,$(wildcard tests/vm/programs/*.c)) \
 	$(BUILD)/tests/vm/bootsector $(POLICIES)
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Policies for case remap, one in each object: "make vm-programs" compiles this file once for each,
- * with -DPOLICY_its-name. All but quiet are to be refused.
+ * Policies for the cases remap and remap-lane, one in each object: "make vm-programs" compiles this
+ * file once for each, with -DPOLICY_its-name. Most are for the verifier to refuse; what the last
+ * ones answer to reads of the boot-sector guest's blocks is for the module to judge.
  */
 #include "lookup.bpf.h"
 
@@ -49,6 +50,23 @@ int BPF_PROG(remap, struct vqlane_remap_req* req) {
         ;
 #elif defined(POLICY_newer)
     return (int)((struct vqlane_remap_req___newer*)req)->generation;
+#elif defined(POLICY_copy) || defined(POLICY_beyond) || defined(POLICY_stranger)
+    const bool block = req->op == VQL_OP_READ && req->sector >= 1 && req->sector <= 512;
+
+#if defined(POLICY_copy)
+    return vql_table_lookup(req, req->sector + (block ? 65536 : 0), req->sectors);
+#else
+    if (vql_table_lookup(req, req->sector, req->sectors))
+        return 1;
+#if defined(POLICY_beyond)
+    if (block)
+        req->target_sector += 1 << 18; /* 128 MiB: on the drive, and not the disk's */
+#else
+    if (block)
+        req->target = VQL_MAX_TARGETS - 1;
+#endif
+    return 0;
+#endif
 #endif
     return 1; /* no answer: the poll lane has one */
 }
