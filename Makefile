@@ -102,6 +102,9 @@ $(BUILD)/%.bpf.o: %.bpf.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CLANG) $(BPF_CFLAGS) -MMD -MP -c $< -o $@
 
+# It reads arguments from registers: the module and the maps are x86-64's.
+$(BUILD)/bpf/trace.bpf.o: BPF_CFLAGS += -D__TARGET_ARCH_x86
+
 # The daemon carries its maps' definitions and its programs inside.
 $(BUILD)/obj/userspace/ebpf/%.o: EXTRA = -DVQL_BPF_DIR='"$(BUILD)/bpf"'
 $(BUILD)/obj/userspace/ebpf/maps.o: $(BUILD)/bpf/maps.bpf.o

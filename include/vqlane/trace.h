@@ -40,4 +40,40 @@ VQL_STATIC_ASSERT(sizeof(struct vql_trace_io) == 72, "BPF programs know its layo
 VQL_STATIC_ASSERT(offsetof(struct vql_trace_io, sector) == 16, "BPF programs know its layout");
 VQL_STATIC_ASSERT(offsetof(struct vql_trace_io, fetched) == 32, "BPF programs know its layout");
 
+/* What `vqlane trace` asks of bpf/events.bpf.c, and is told: the one value of its map control. */
+#define VQL_TRACE_ANY 0xffffffffu
+struct vql_trace_control {
+	__u32 slot; /* of the disk, or ANY */
+	__u32 op;   /* enum vql_op, or ANY */
+	__u64 slower_than_ns;
+	__u64 dropped; /* requests for which the ring buffer had no room */
+};
+
+/* Parts of a request's time; 0 where it did not come that far. */
+struct vql_trace_stages {
+	__u64 ring;       /* taken from the ring: walked and validated */
+	__u64 remap;      /* looked up, made into commands; waited for room */
+	__u64 device;     /* its last command in the queue … that one's completion reaped */
+	__u64 completion; /* … used entry published */
+	__u64 total;
+};
+
+VQL_INLINE __u64 vql_trace_between(__u64 from, __u64 to)
+{
+	return from && to > from ? to - from : 0;
+}
+
+VQL_INLINE struct vql_trace_stages vql_trace_stages_of(const struct vql_trace_io *io)
+{
+	struct vql_trace_stages s;
+
+	/* A FLUSH is not remapped: what it waits for is told with the stage before. */
+	s.ring = vql_trace_between(io->fetched, io->remapped ? io->remapped : io->submitted);
+	s.remap = io->remapped ? vql_trace_between(io->remapped, io->submitted) : 0;
+	s.device = vql_trace_between(io->submitted, io->device_done);
+	s.completion = vql_trace_between(io->submitted ? io->device_done : 0, io->completed);
+	s.total = vql_trace_between(io->fetched, io->completed);
+	return s;
+}
+
 #endif
