@@ -187,13 +187,15 @@ void control_socket::dispatch(const std::shared_ptr<client>& c, const json& requ
         return finish(d ? d->set_policy(object) : error{"disk " + name + " does not exist"});
     }
     if (op == "stats") {
-        allow_keys(request, {"op", "name"});
+        allow_keys(request, {"op", "name", "histograms"});
+        const bool histograms = request.contains("histograms") &&
+                                key<bool>(request, "histograms", "a boolean", &json::is_boolean);
         std::string only;
         if (request.contains("name"))
             only = key<std::string>(request, "name", "a string", &json::is_string);
         if (!only.empty() && !server_.find(only))
             return reply(c, failure("disk " + only + " does not exist"));
-        return reply(c, success(stats(only)));
+        return reply(c, success(stats(only, histograms)));
     }
     reply(c, failure("op: " + op +
                      " is unknown (known: disk_list, disk_add, disk_rm, "
@@ -211,6 +213,7 @@ json control_socket::disk_entry(const disk& d) const {
         lanes.push_back({{"lane", r.lane}, {"why", r.why}, {"kernel_requests", r.served}});
     }
     return {{"name", d.settings().name},
+            {"slot", d.slot()},
             {"frontend", vdpa ? "vdpa" : "vhost-user"},
             {vdpa ? "device" : "socket", d.address()},
             {"size", d.layout().bytes},
@@ -226,11 +229,21 @@ json control_socket::disk_entry(const disk& d) const {
             {"policy", d.policy()}};
 }
 
-json control_socket::stats(const std::string& only) const {
+// A disk's statistics: of each lane, and of both.
+static json disk_stats(const disk& d, bool histograms) {
+    const vql_disk_stats poll = d.stats(VQL_LANE_POLL), kernel = d.stats(VQL_LANE_KERNEL);
+    vql_disk_stats both = poll;
+    add_stats(both, kernel);
+    return {{"name", d.settings().name},
+            {"ops", disk_figures(both, histograms)},
+            {"lanes", {{"poll", disk_figures(poll)}, {"kernel", disk_figures(kernel)}}}};
+}
+
+json control_socket::stats(const std::string& only, bool histograms) const {
     json disks = json::array(), pollers = json::array();
     for (const auto& d : server_.disks())
         if (only.empty() || d->settings().name == only)
-            disks.push_back({{"name", d->settings().name}, {"ops", disk_figures(d->stats())}});
+            disks.push_back(disk_stats(*d, histograms));
     for (const auto& p : server_.pollers()) {
         const poller_stats& s = p->stats();
         pollers.push_back({{"cpu", p->cpu()},

@@ -41,7 +41,7 @@ class control_socket {
     void close(const std::shared_ptr<client>& c);
 
     nlohmann::json disk_entry(const disk& d) const;
-    nlohmann::json stats(const std::string& only) const;
+    nlohmann::json stats(const std::string& only, bool histograms) const;
 
     event_loop& loop_;
     server& server_;

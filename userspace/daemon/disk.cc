@@ -2,6 +2,7 @@
 #include "daemon/disk.h"
 
 #include "base/log.h"
+#include "daemon/stats.h"
 #include "frontend/vdpa.h"
 #include "frontend/vhost_user.h"
 
@@ -38,7 +39,7 @@ result<void> disk::set_up() {
 
     if (auto ok = take_slot(); !ok)
         return ok;
-    auto stats = services_.maps.make_stats(*slot_, uint32_t(services_.pollers.size()));
+    auto stats = services_.maps.make_stats(*slot_, uint32_t(services_.pollers.size()) + 1);
     if (!stats)
         return stats.failure();
     stats_ = std::move(*stats);
@@ -295,7 +296,7 @@ lane_settings disk::lane() const {
     s.has_policy = [this] { return !services_.remap.policy(*slot_).empty(); };
     s.answered = [this] {
         uint64_t sum = 0;
-        const vql_disk_stats all = stats();
+        const vql_disk_stats all = stats(VQL_LANE_POLL);
         for (const vql_op_stats& op : all.op)
             sum += op.count;
         return sum;
@@ -333,23 +334,13 @@ result<kmod_lane> disk::lane_plan() const {
     return lane;
 }
 
-vql_disk_stats disk::stats() const {
+// The last value is the kernel lane's.
+vql_disk_stats disk::stats(vql_lane_kind lane) const {
+    const uint32_t pollers = stats_.entries() - 1;
+    const bool kernel = lane == VQL_LANE_KERNEL;
     vql_disk_stats sum{};
-    constexpr size_t words = sizeof(sum) / sizeof(__u64);
-    auto* to = reinterpret_cast<__u64*>(&sum);
-    for (uint32_t p = 0; p < stats_.entries(); p++) {
-        const auto* from = reinterpret_cast<const __u64*>(stats_.at(p));
-        for (size_t i = 0; i < words; i++)
-            to[i] += vql_read_once(&from[i]);
-    }
-    // All words are sums but the maxima.
-    for (int op = 0; op < VQL_OP_COUNT; op++) {
-        sum.op[op].max_ns = 0;
-        for (uint32_t p = 0; p < stats_.entries(); p++) {
-            const auto* s = reinterpret_cast<const vql_disk_stats*>(stats_.at(p));
-            sum.op[op].max_ns = std::max(sum.op[op].max_ns, vql_read_once(&s->op[op].max_ns));
-        }
-    }
+    for (uint32_t i = kernel ? pollers : 0; i < (kernel ? pollers + 1 : pollers); i++)
+        add_stats(sum, *reinterpret_cast<const vql_disk_stats*>(stats_.at(i)));
     return sum;
 }
 

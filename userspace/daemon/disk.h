@@ -72,6 +72,7 @@ class disk : public queue_host {
     // Where a guest attaches: the socket's path, or the vDPA device.
     std::string address() const { return server_->address(); }
     const volume& layout() const { return volume_; }
+    uint32_t slot() const { return *slot_; } // in the maps of all disks
     bool connected() const { return server_->connected(); }
     uint32_t queues_running() const { return server_->queues_running(); }
     // A program of the operator's that remaps in the module, from @file, instead of the default one
@@ -79,8 +80,8 @@ class disk : public queue_host {
     result<void> set_policy(const std::string& file);
     std::string policy() const { return services_.remap.policy(*slot_); }
     std::vector<int> poller_cpus() const;
-    // Sum over all pollers.
-    vql_disk_stats stats() const;
+    // Sum over all pollers, and what the kernel lane did.
+    vql_disk_stats stats(vql_lane_kind lane) const;
     void check_memory() { server_->check_memory(); }
     // Once a second.
     void tick() { server_->tick(); }

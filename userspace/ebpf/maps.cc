@@ -269,8 +269,8 @@ result<void> bpf_maps::pin(uint32_t slot, const char* map, const shared_array& a
     return {};
 }
 
-result<shared_array> bpf_maps::make_stats(uint32_t slot, uint32_t pollers) {
-    auto a = make(slot, "stats", pollers, sizeof(vql_disk_stats));
+result<shared_array> bpf_maps::make_stats(uint32_t slot, uint32_t values) {
+    auto a = make(slot, "stats", values, sizeof(vql_disk_stats));
     if (a && active())
         if (auto ok = pin(slot, "stats", *a); !ok)
             return ok.failure();

@@ -54,9 +54,9 @@ class bpf_maps {
     // The slot of disk @name, in which an earlier daemon may have left its maps.
     result<uint32_t> take_slot(const std::string& name);
     bool inherited(uint32_t slot) const { return inherited_[slot]; }
-    // The statistics of the disk at @slot: @pollers values of struct vql_disk_stats; zeroed, if
+    // The statistics of the disk at @slot: @values of struct vql_disk_stats; zeroed, if
     // they are not taken over.
-    result<shared_array> make_stats(uint32_t slot, uint32_t pollers);
+    result<shared_array> make_stats(uint32_t slot, uint32_t values);
     // A table of @chunks words for the disk at @slot: the one it has, if that is as large and of
     // such chunks, or a new one that nobody sees until it is published.
     result<shared_array> make_extents(uint32_t slot, uint32_t chunks, uint32_t chunk_shift);
