@@ -54,9 +54,11 @@ BPF_CFLAGS := -target bpf -O2 -g -Wall -Wextra -Werror -Iinclude -Ibpf \
 DAEMON_LIBS := -luring -lbpf -lsystemd
 BPF_SRC := $(wildcard bpf/*.bpf.c bpf/examples/*.bpf.c tests/bpf/*.bpf.c)
 BASE_SRC := $(wildcard userspace/base/*.cc)
+# In userspace/ebpf/, the command's.
+TRACE_SRC := userspace/ebpf/trace.cc
 DAEMON_SRC := $(filter-out %/main.cc,$(wildcard userspace/daemon/*.cc)) \
-	$(wildcard userspace/frontend/*.cc userspace/engine/*.cc userspace/ebpf/*.cc)
-CLI_SRC := $(filter-out %/main.cc,$(wildcard userspace/cli/*.cc))
+	$(wildcard userspace/frontend/*.cc userspace/engine/*.cc) $(filter-out $(TRACE_SRC),$(wildcard userspace/ebpf/*.cc))
+CLI_SRC := $(filter-out %/main.cc,$(wildcard userspace/cli/*.cc)) $(TRACE_SRC)
 UNIT_SRC := $(wildcard tests/unit/*.cc tests/bpf/*.cc) tests/fuzz/ring_fuzz.cc tests/fuzz/vhost_user_fuzz.cc
 UNIT_C := $(wildcard tests/unit/*.c)
 GUEST_SRC := $(wildcard tests/guest/*.cc)
@@ -102,11 +104,12 @@ $(BUILD)/%.bpf.o: %.bpf.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CLANG) $(BPF_CFLAGS) -MMD -MP -c $< -o $@
 
-# It reads arguments from registers: the module and the maps are x86-64's.
-$(BUILD)/bpf/trace.bpf.o: BPF_CFLAGS += -D__TARGET_ARCH_x86
+# They read arguments from registers: the module and the maps are x86-64's.
+$(BUILD)/bpf/trace.bpf.o $(BUILD)/bpf/events.bpf.o: BPF_CFLAGS += -D__TARGET_ARCH_x86
 
-# The daemon carries its maps' definitions and its programs inside.
+# The daemon carries its maps' definitions and its programs inside, the command its own.
 $(BUILD)/obj/userspace/ebpf/%.o: EXTRA = -DVQL_BPF_DIR='"$(BUILD)/bpf"'
+$(BUILD)/obj/userspace/ebpf/trace.o: $(BUILD)/bpf/events.bpf.o
 $(BUILD)/obj/userspace/ebpf/maps.o: $(BUILD)/bpf/maps.bpf.o
 $(BUILD)/obj/userspace/ebpf/remap.o: $(BUILD)/bpf/remap.bpf.o
 $(call obj,$(wildcard tests/bpf/*.cc)): EXTRA = -DVQL_TEST_BPF_DIR='"$(BUILD)/tests/bpf"'
@@ -123,7 +126,7 @@ endef
 $(BUILD)/vqlaned: $(call obj,userspace/daemon/main.cc $(DAEMON_SRC) $(BASE_SRC))
 	$(call link,$(DAEMON_LIBS))
 $(BUILD)/vqlane: $(call obj,userspace/cli/main.cc $(CLI_SRC) $(BASE_SRC))
-	$(call link,)
+	$(call link,-lbpf)
 $(BUILD)/tests/unit_test: $(call obj,$(UNIT_SRC) $(UNIT_C) $(DAEMON_SRC) $(CLI_SRC) $(BASE_SRC))
 	$(call link,-lCatch2Main -lCatch2 $(DAEMON_LIBS))
 $(BUILD)/tests/e2e_test: $(call obj,$(GUEST_SRC))

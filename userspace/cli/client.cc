@@ -106,6 +106,14 @@ result<std::string> client::exchange(const std::string& request) {
     return error{daemon + " sent an answer without an end"};
 }
 
+pid_t client::peer() const {
+    ucred who{};
+    socklen_t bytes = sizeof(who);
+    // Cannot fail for a connected socket of this family.
+    (void)::getsockopt(fd_.get(), SOL_SOCKET, SO_PEERCRED, &who, &bytes);
+    return who.pid;
+}
+
 result<json> client::call(const json& request) {
     const std::string text = request.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
     auto line = exchange(text);

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <string>
+#include <sys/types.h>
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -20,6 +21,9 @@ class client {
     // The "result" of the daemon's answer. An error is the daemon's own text, or says why there was
     // no answer; then this connection is not to be used again.
     result<nlohmann::json> call(const nlohmann::json& request);
+
+    // The daemon's process.
+    pid_t peer() const;
 
   private:
     client(std::string path, std::chrono::milliseconds timeout, unique_fd fd)

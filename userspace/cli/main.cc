@@ -7,6 +7,8 @@
 #include "cli/device_bind.h"
 #include "cli/disk.h"
 #include "cli/stats.h"
+#include "cli/top.h"
+#include "cli/trace.h"
 
 #include <cerrno>
 #include <chrono>
@@ -35,6 +37,8 @@ struct command_line {
     json request;               // without "op" until a command is recognized
     double watch_seconds = 0;   // 0: once
     std::function<int()> local; // instead of a request: a command that needs no daemon
+    // … or one that talks to it on its own.
+    std::function<vql::result<void>(client&)> session;
 };
 
 int failed(const std::string& text) {
@@ -224,6 +228,46 @@ void define_stats(CLI::App& app, command_line& line) {
     stats.callback([&line] { line.request["op"] = "stats"; });
 }
 
+void define_trace(CLI::App& app, command_line& line) {
+    CLI::App& trace = *app.add_subcommand("trace", "one line for each request that ends");
+    auto given = std::make_shared<vql::trace_options>();
+    trace.add_option("--disk", given->disk, "one disk's; default: all");
+    trace.add_option_function<std::string>(
+        "--op",
+        [given](const std::string& text) {
+            if (auto op = vql::parse_op(text); !op)
+                throw CLI::ValidationError("--op", op.failure().text);
+            given->op = text;
+        },
+        "read, write, flush, discard, write_zeroes, get_id or other; the beginning is enough");
+    trace.add_option_function<std::string>(
+        "--slower-than",
+        [given](const std::string& text) {
+            auto ns = vql::parse_duration(text);
+            if (!ns)
+                throw CLI::ValidationError("--slower-than", ns.failure().text);
+            given->slower_than_ns = *ns;
+        },
+        "those that took so long, and slower ones: 500us, 1ms, …");
+    trace.add_option("--count", given->count, "end after so many; default: at Ctrl-C");
+    trace.callback([&line, given] {
+        given->as_json = line.as_json;
+        line.session = [given](client& daemon) { return vql::trace(daemon, *given); };
+    });
+}
+
+void define_top(CLI::App& app, command_line& line) {
+    CLI::App& top = *app.add_subcommand("top", "what each disk does now");
+    auto given = std::make_shared<vql::top_options>();
+    top.add_option("--interval", given->seconds, "seconds between samples, 0.1 to 3600; default 1")
+        ->check(CLI::Range(0.1, 3600.0));
+    top.add_option("--count", given->count, "end after so many samples; default: at Ctrl-C");
+    top.callback([&line, given] {
+        given->as_json = line.as_json;
+        line.session = [given](client& daemon) { return vql::top(daemon, *given); };
+    });
+}
+
 // Rows for people. @before: an earlier result of a watched command, or null.
 std::string render(const command_line& line, const json& value, const json& before,
                    double seconds) {
@@ -242,6 +286,10 @@ int run(const command_line& line) {
     auto daemon = client::connect(line.socket, timeout);
     if (!daemon)
         return failed(daemon.failure().text);
+    if (line.session) {
+        const auto done = line.session(*daemon);
+        return done ? 0 : failed(done.failure().text);
+    }
 
     const bool redraw = ::isatty(STDOUT_FILENO) && !line.as_json;
     json before;
@@ -279,11 +327,14 @@ int parse_and_run(int argc, char** argv) {
     app.fallthrough();
     app.failure_message([](const CLI::App*, const CLI::Error& e) {
         return std::string("vqlane: ") + e.what() +
-               "\nCommands: disk list, disk add, disk rm, disk resize, disk policy, stats, device "
+               "\nCommands: disk list, disk add, disk rm, disk resize, disk policy, stats, top, "
+               "trace, device "
                "list, device bind, device unbind; each has --help.\n";
     });
     define_disk(app, line.request);
     define_stats(app, line);
+    define_top(app, line);
+    define_trace(app, line);
     define_device(app, line);
     try {
         app.parse(argc, argv);

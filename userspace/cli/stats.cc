@@ -2,6 +2,7 @@
 #include "cli/stats.h"
 
 #include "cli/table.h"
+#include "cli/trace.h"
 
 #include <optional>
 
@@ -12,9 +13,6 @@ namespace vql {
 namespace {
 
 using nlohmann::json;
-
-constexpr const char* op_names[] = {"read",         "write",  "flush", "discard",
-                                    "write_zeroes", "get_id", "other"};
 
 uint64_t counter(const json& table, const char* key) {
     return table.at(key).get<uint64_t>();
@@ -84,7 +82,8 @@ std::string op_table(const json& now, bool rates, const json& before, double sec
         const json& earlier = before.is_null() ? before : same_in(before.at("disks"), "name", disk);
         const json& ops = disk.at("ops");
         bool idle = true;
-        for (const char* op : op_names) {
+        for (uint32_t i = 0; i < VQL_OP_COUNT; i++) {
+            const char* const op = op_name(i);
             if (!counter(ops.at(op), "count"))
                 continue;
             add_op(out, name, op, ops.at(op), rates, member(member(earlier, "ops"), op), seconds);
