@@ -112,6 +112,7 @@ $(BUILD)/obj/userspace/ebpf/%.o: EXTRA = -DVQL_BPF_DIR='"$(BUILD)/bpf"'
 $(BUILD)/obj/userspace/ebpf/trace.o: $(BUILD)/bpf/events.bpf.o
 $(BUILD)/obj/userspace/ebpf/maps.o: $(BUILD)/bpf/maps.bpf.o
 $(BUILD)/obj/userspace/ebpf/remap.o: $(BUILD)/bpf/remap.bpf.o
+$(BUILD)/obj/userspace/ebpf/kernel_stats.o: $(BUILD)/bpf/stats.bpf.o
 $(call obj,$(wildcard tests/bpf/*.cc)): EXTRA = -DVQL_TEST_BPF_DIR='"$(BUILD)/tests/bpf"'
 $(call obj,$(wildcard tests/bpf/*.cc)): $(BPF_OBJ)
 # The fuzz targets' corpora are replayed by the unit tests.

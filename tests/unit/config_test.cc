@@ -427,7 +427,7 @@ TEST_CASE("a name is 1 to 31 of its characters", "[config]") {
         CHECK(refusal("[[target]]\ntype = \"null\"\nsize = 512\nname = \"" + std::string(name) +
                       "\"\n[[disk]]\ntarget = \"" + name + "\"\nname = \"" + name + "\"") ==
               "(valid)");
-    for (const std::string name : {"tables", "trace"})
+    for (const std::string name : {"disks", "kernel_stats", "stats_tables", "tables", "trace"})
         CHECK(refusal("[[target]]\nname = \"t\"\ntype = \"null\"\nsize = 512\n"
                       "[[disk]]\ntarget = \"t\"\nname = \"" +
                       name + "\"") ==

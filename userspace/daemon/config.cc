@@ -279,10 +279,10 @@ result<void> check_extents(const spot& at, const disk_config& d) {
 }
 
 result<void> check_disk(const spot& at, const disk_config& d) {
-    // BPF_DIR/NAME is a disk's folder, BPF_DIR/tables is a map, BPF_DIR/trace a session of
-    // bpftool's.
-    if (d.name == "tables" || d.name == "trace")
-        return at.wrong("name", at["name"].shown() + " is reserved, expected another name");
+    // BPF_DIR/NAME is a disk's folder; these are there for all disks.
+    for (const char* taken : {"disks", "kernel_stats", "stats_tables", "tables", "trace"})
+        if (d.name == taken)
+            return at.wrong("name", at["name"].shown() + " is reserved, expected another name");
     if (at.has("target") && at.has("extents"))
         return at.wrong("extents", "target is given too, expected one of the two");
     if (d.extents.empty())

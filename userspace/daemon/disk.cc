@@ -3,6 +3,7 @@
 
 #include "base/log.h"
 #include "daemon/stats.h"
+#include "ebpf/kernel_stats.h"
 #include "frontend/vdpa.h"
 #include "frontend/vhost_user.h"
 
@@ -98,6 +99,8 @@ result<kmod_control*> disk_services::module() {
         if (maps.active())
             if (auto ok = remap.load_default(); !ok)
                 log_warning("requests are not remapped in the kernel: " + ok.failure().text);
+        if (auto ok = attach_kernel_stats(maps); !ok)
+            log_warning("the kernel lane's requests are not counted: " + ok.failure().text);
     }
     return &*module_;
 }

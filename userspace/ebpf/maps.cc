@@ -148,7 +148,8 @@ result<bool> bpf_maps::take_over() {
                       ". Remove its disks with that version, or, if none is left in the kernel "
                       "module (/sys/bus/vdpa/devices), its maps: rm -r " +
                       dir_};
-    const std::string path = dir_ + "/disks", tables_path = dir_ + "/tables";
+    const std::string path = dir_ + "/disks", tables_path = dir_ + "/tables",
+                      stats_path = dir_ + "/stats_tables";
     if (access(path.c_str(), F_OK) < 0) {
         if (access(tables_path.c_str(), F_OK) == 0)
             return other; // from before there were versions
@@ -168,14 +169,17 @@ result<bool> bpf_maps::take_over() {
         used[slot] = e.name[0];
     }
     unique_fd tables = pinned_map(tables_path, tables_shape);
-    if (!tables && used.any())
+    unique_fd stats_tables = pinned_map(stats_path, tables_shape);
+    if ((!tables || !stats_tables) && used.any())
         return other;
-    if (!tables) { // it ended between the two
-        unlink(path.c_str());
+    if (!tables || !stats_tables) { // it ended between them
+        for (const std::string& pin : {path, tables_path, stats_path})
+            unlink(pin.c_str());
         return false;
     }
     disks_ = std::move(disks);
     tables_ = std::move(tables);
+    stats_tables_ = std::move(stats_tables);
     inherited_ = used;
     return true;
 }
@@ -187,24 +191,29 @@ result<void> bpf_maps::make_outer() {
     auto tables = load_map("tables", tables_shape.entries, tables_shape.value_bytes);
     if (!tables)
         return tables.failure();
+    auto stats_tables = load_map("stats_tables", tables_shape.entries, tables_shape.value_bytes);
+    if (!stats_tables)
+        return stats_tables.failure();
     const int fd = disks->get();
     if (auto ok = disks_.map(std::move(*disks), VQL_MAX_DISKS, sizeof(vql_disk_entry)); !ok)
         return ok;
     tables_ = std::move(*tables);
+    stats_tables_ = std::move(*stats_tables);
     for (uint32_t slot = 0; slot < VQL_MAX_DISKS; slot++)
         entry(slot).version = VQL_MAPS_VERSION;
     if (bpf_obj_pin(fd, (dir_ + "/disks").c_str()) < 0)
         return errno_error(dir_ + "/disks", errno);
     if (bpf_obj_pin(tables_.get(), (dir_ + "/tables").c_str()) < 0)
         return errno_error(dir_ + "/tables", errno);
+    if (bpf_obj_pin(stats_tables_.get(), (dir_ + "/stats_tables").c_str()) < 0)
+        return errno_error(dir_ + "/stats_tables", errno);
     return {};
 }
 
 bpf_maps::~bpf_maps() {
-    if (tables_ && !in_use()) {
-        unlink((dir_ + "/tables").c_str());
-        unlink((dir_ + "/disks").c_str());
-    }
+    if (tables_ && !in_use())
+        for (const char* pin : {"/kernel_stats", "/stats_tables", "/tables", "/disks"})
+            unlink((dir_ + pin).c_str());
     if (lock_)
         rmdir(dir_.c_str());
 }
@@ -269,10 +278,19 @@ result<void> bpf_maps::pin(uint32_t slot, const char* map, const shared_array& a
     return {};
 }
 
+// The last value is the kernel lane's program's from now on.
+result<void> bpf_maps::publish_stats(uint32_t slot, const shared_array& stats) const {
+    const int fd = stats.map_.get();
+    if (bpf_map_update_elem(stats_tables_.get(), &slot, &fd, BPF_ANY) < 0)
+        return errno_error("disk " + std::string(entry(slot).name) + ": BPF map stats_tables",
+                           errno);
+    return pin(slot, "stats", stats);
+}
+
 result<shared_array> bpf_maps::make_stats(uint32_t slot, uint32_t values) {
     auto a = make(slot, "stats", values, sizeof(vql_disk_stats));
     if (a && active())
-        if (auto ok = pin(slot, "stats", *a); !ok)
+        if (auto ok = publish_stats(slot, *a); !ok)
             return ok.failure();
     return a;
 }
@@ -305,6 +323,7 @@ result<void> bpf_maps::publish_extents(uint32_t slot, const shared_array& extent
 void bpf_maps::forget_disk(uint32_t slot) {
     if (active()) {
         bpf_map_delete_elem(tables_.get(), &slot);
+        bpf_map_delete_elem(stats_tables_.get(), &slot);
         remove_folder(disk_dir(slot));
     }
     entry(slot).chunk_shift = 0;

@@ -69,6 +69,7 @@ class bpf_maps {
     void forget_unless(const std::function<bool(const std::string& name)>& lives);
 
     bool active() const { return bool(tables_); }
+    int stats_tables() const { return stats_tables_.get(); }
     // Is there a disk?
     bool in_use() const;
     const std::string& dir() const { return dir_; }
@@ -81,12 +82,14 @@ class bpf_maps {
     result<void> make_outer();
     vql_disk_entry& entry(uint32_t slot) const;
     result<shared_array> make(uint32_t slot, const char* map, uint32_t entries, size_t value_bytes);
+    result<void> publish_stats(uint32_t slot, const shared_array& stats) const;
     result<void> pin(uint32_t slot, const char* map, const shared_array& array) const;
 
     std::string dir_;
     unique_fd lock_;
     shared_array disks_;
     unique_fd tables_; // none: all is anonymous memory
+    unique_fd stats_tables_;
     std::bitset<VQL_MAX_DISKS> inherited_;
 };
 
