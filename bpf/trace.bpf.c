@@ -38,9 +38,9 @@ struct vql_latency_value {
 	__u64 log2_ns[38]; /* [i]: 2^i ≤ ns < 2^(i+1); [0] has 0 as well, the last all beyond */
 };
 
+/* Preallocated: with interrupts off, an allocation may fail, and what is not told is missed. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, VQL_MAX_DISKS * 2 * 5);
 	__type(key, struct vql_latency_key);
 	__type(value, struct vql_latency_value);
@@ -60,7 +60,6 @@ struct vql_request_value {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, VQL_MAX_DISKS * 2 * VQL_OP_COUNT);
 	__type(key, struct vql_request_key);
 	__type(value, struct vql_request_value);
