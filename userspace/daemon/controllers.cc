@@ -70,7 +70,8 @@ result<void> controller::take(bool allow_untranslated) {
         if (info_.state == VQL_CTRL_DEAD)
             return error{"controller " + bdf_ + " has failed or was taken away (see dmesg); " +
                          "vqlane device unbind and bind it again"};
-        if (locked && info_.state == VQL_CTRL_LIVE && info_.free_qpairs + info_.own_qpairs == info_.max_qpairs)
+        if (locked && info_.state == VQL_CTRL_LIVE &&
+            info_.free_qpairs + info_.own_qpairs == info_.max_qpairs)
             break;
         if (waited == wait_s * 100)
             return error{"controller " + bdf_ +

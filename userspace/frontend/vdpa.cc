@@ -549,7 +549,8 @@ void vdpa_server::tick() {
         if (!r->running)
             continue;
         r->choice.tick(since / queues_running(), lane_.demote_iops);
-        // A policy may have come under running queues; those that serve a single request end by themselves.
+        // A policy may have come under running queues; those that serve a single request end by
+        // themselves.
         if (obliged() ? !r->limited : r->choice.kernel())
             to_lend.push_back(r.get());
     }

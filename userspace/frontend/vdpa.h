@@ -62,9 +62,9 @@ class vdpa_server : public frontend {
     struct vdpa_ring : ring_state {
         vql_disk_queue set_up{}; // as of the lease's beginning, or the end of a loan
         bool lent = false;
-        bool taking = false; // … and was asked back
+        bool taking = false;  // … and was asked back
         bool limited = false; // runs for a single request, or for what was in flight
-        bool dirty = false;  // a loan ended with requests in flight
+        bool dirty = false;   // a loan ended with requests in flight
         const char* why = "";
         lane_choice choice;
     };
