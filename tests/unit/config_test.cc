@@ -228,18 +228,19 @@ TEST_CASE("an unknown key is named with those that are known", "[config]") {
         {"[demon]\n", "FILE:1: demon: unknown key (known: daemon, target, disk)"},
         {"\n[daemon]\npollrs = [1]\n", "FILE:3: daemon.pollrs: unknown key (known: run_dir, "
                                        "bpf_dir, bpf, pollers, spin_us, spin, "
-                                       "register_memory, allow_untranslated_dma, log_level)"},
+                                       "register_memory, allow_untranslated_dma, promote_iops, "
+                                       "demote_iops, log_level)"},
         {"[[target]]\nname = \"t\"\nfile = \"x\"\n",
          "FILE:3: target[0].file: unknown key (known: name, type, path, size, device, "
          "namespace)"},
         {disk("target = \"t\"\nqueue = 1"),
          "FILE:8: disk[0].queue: unknown key (known: name, target, extents, size, chunk_size, "
-         "read_only, queues, queue_size, frontend, socket, socket_mode)"},
+         "read_only, queues, queue_size, frontend, lane, socket, socket_mode)"},
         {disk("extents = [\n{ target = \"t\" },\n{ target = \"t\", len = 1 },\n]"),
          "FILE:9: disk[0].extents[1].len: unknown key (known: target, offset, length)"},
         {disk("op = \"x\""),
          "FILE:7: disk[0].op: unknown key (known: name, target, extents, size, chunk_size, "
-         "read_only, queues, queue_size, frontend, socket, socket_mode)"},
+         "read_only, queues, queue_size, frontend, lane, socket, socket_mode)"},
     });
 }
 
@@ -379,6 +380,11 @@ TEST_CASE("keys that exclude or need each other are told so", "[config]") {
          "FILE:5: target[0].namespace: not for a uring target, which needs path"},
         {disk("target = \"t\"\nfrontend = \"vdpa\"\nsocket = \"/a\""),
          "FILE:9: disk[0].socket: a vdpa disk has no socket"},
+        {disk("target = \"t\"\nlane = \"kernel\""),
+         "FILE:8: disk[0].lane: for vdpa disks only: the module has no queues of others"},
+        {"[daemon]\npromote_iops = 1000\ndemote_iops = 1000\n",
+         "FILE:3: daemon.demote_iops: 1000 is not below promote_iops, 1000: a queue would change "
+         "lanes for ever"},
         {disk("target = \"t\"\nextents = [ { target = \"t\" } ]"),
          "FILE:8: disk[0].extents: target is given too, expected one of the two"},
         {disk("extents = []"), "FILE:7: disk[0].extents: expected at least one extent"},
