@@ -9,8 +9,8 @@
 #include <charconv>
 #include <csignal>
 #include <cstdio>
-#include <cstring>
 #include <map>
+#include <string_view>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -101,14 +101,15 @@ result<uint32_t> parse_op(const std::string& text) {
 result<uint64_t> parse_duration(const std::string& text) {
     static constexpr std::array<std::pair<const char*, double>, 4> units = {
         {{"ns", 1}, {"us", 1e3}, {"ms", 1e6}, {"s", 1e9}}};
+    const error wrong{"\"" + text + "\" is no time, expected for instance 500us, 1ms or 2.5s"};
+    if (text.empty() || text[0] < '0' || text[0] > '9')
+        return wrong;
     char* end = nullptr;
-    const bool digit = !text.empty() && text[0] >= '0' && text[0] <= '9';
-    const double value = digit ? std::strtod(text.c_str(), &end) : -1;
-    if (value >= 0)
-        for (const auto& [unit, ns] : units)
-            if (std::strcmp(end, unit) == 0 && value * ns <= 1e15)
-                return static_cast<uint64_t>(value * ns + 0.5);
-    return error{"\"" + text + "\" is no time, expected for instance 500us, 1ms or 2.5s"};
+    const double value = std::strtod(text.c_str(), &end);
+    for (const auto& [unit, ns] : units)
+        if (std::string_view(end) == unit && value * ns <= 1e15)
+            return static_cast<uint64_t>(value * ns + 0.5);
+    return wrong;
 }
 
 std::string trace_heading() {
