@@ -30,7 +30,8 @@ static const struct {
     COMMAND(DISK, DISK_REMOVE),   COMMAND(MSPACE, MSPACE_REGIONS), COMMAND(CTRL, CTRL_INFO),
     COMMAND(CTRL, NS_INFO),       COMMAND(CTRL, ADMIN_READ),       COMMAND(CTRL, QPAIR_CREATE),
     COMMAND(CTRL, CTRL_RESET),    COMMAND(QPAIR, QPAIR_ARM),       COMMAND(QPAIR, QPAIR_ATTACH),
-    COMMAND(QPAIR, QPAIR_DETACH), COMMAND(QPAIR, QPAIR_ABORT),
+    COMMAND(QPAIR, QPAIR_DETACH), COMMAND(QPAIR, QPAIR_ABORT),     COMMAND(DISK, DISK_LANE),
+    COMMAND(DISK, DISK_LEND),     COMMAND(DISK, DISK_TAKE),
 #undef COMMAND
 };
 enum { COMMANDS = sizeof(commands) / sizeof(*commands) };
@@ -222,6 +223,9 @@ union any {
     struct vql_disk_queue disk_queue;
     struct vql_disk_acquire disk_acquire;
     struct vql_disk_yield disk_yield;
+    struct vql_disk_lane lane;
+    struct vql_disk_lend lend;
+    struct vql_disk_take take;
     struct vql_mspace_regions regions;
     struct vql_ns_info ns_info;
     struct vql_admin_read admin_read;
@@ -230,6 +234,24 @@ union any {
     struct vql_qpair_detach detach;
     uint8_t bytes[512];
 };
+
+// What a disk may reach: valid, unless a bit is turned over later.
+static void make_lane(struct vql_disk_lane* lane) {
+    struct vql_lane_range* ranges = (struct vql_lane_range*)words;
+    lane->slot = below(1025); // 1024 is one too many
+    lane->busy_iops = below(1000);
+    lane->nranges = below(4);
+    lane->ranges = (uintptr_t)ranges;
+    memset(ranges, 0, 4 * sizeof(*ranges));
+    for (uint32_t i = 0; i < lane->nranges; i++) {
+        ranges[i].target = i;
+        ranges[i].ctrl_fd = one_in(4) ? -1 : some_file(CTRL);
+        ranges[i].nsid = ranges[i].ctrl_fd == -1 ? 0 : 1;
+        ranges[i].flags = below(2);
+        ranges[i].sector = 8 * below(100);
+        ranges[i].sectors = 8 * (1 + below(100));
+    }
+}
 
 static void make_struct(unsigned long request, int fd, union any* any) {
     memset(any, 0, sizeof(*any));
@@ -251,6 +273,12 @@ static void make_struct(unsigned long request, int fd, union any* any) {
         any->disk_yield.nqueues = QUEUES;
         any->disk_yield.next_avail = (uintptr_t)words;
         break;
+    case VQL_IOC_DISK_LANE: make_lane(&any->lane); break;
+    case VQL_IOC_DISK_LEND:
+        any->lend.index = below(QUEUES + 1);
+        any->lend.next_avail = below(one_in(4) ? 1 << 17 : 4);
+        break;
+    case VQL_IOC_DISK_TAKE: any->take.index = below(QUEUES + 1); break;
     case VQL_IOC_MSPACE_REGIONS:
         any->regions.nregions = below(65);
         any->regions.regions = (uintptr_t)words;
