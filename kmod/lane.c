@@ -18,9 +18,9 @@ static struct workqueue_struct *lane_wq;
 void vql_lane_poke(struct vql_disk *disk)
 {
 	vql_disk_get(disk);
+	/* Not the last reference: a VMM has the disk open while a lane does anything. */
 	if (!queue_work(lane_wq, &disk->lane_work))
-		vql_disk_put(
-			disk); /* not the last: a VMM has the disk open while a lane does anything */
+		vql_disk_put(disk);
 }
 
 void vql_lane_wake(struct vql_lane *lane) { queue_work(lane_wq, &lane->serve_work); }
@@ -40,6 +40,8 @@ static void lane_stop(struct vql_lane *lane, enum vql_queue_returned why)
 static void lane_break(struct vql_lane *lane, int error)
 {
 	lane->ring_error = error;
+	trace_vqlane_error(lane->config->slot, (u16)lane->index, -EINVAL,
+			   vql_ring_error_text(error));
 	lane_stop(lane, VQL_RETURNED_NOT);
 }
 

@@ -406,6 +406,8 @@ static int bad_answer(struct vql_lane *lane, struct vql_lane_io *io,
 {
 	struct vql_disk *disk = lane->disk;
 
+	trace_vqlane_error(lane->config->slot, (u16)lane->index, -ERANGE,
+			   "remap program's answer is not the disk's to reach");
 	disk->bad_answers++;
 	if (disk->bad_answers == 1)
 		dev_warn(&disk->vdev.dev,

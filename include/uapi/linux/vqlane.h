@@ -450,7 +450,7 @@ enum vql_ctrl_state {
  * @blocks: out: NSZE
  * @block_bytes: out: 512 or 4096
  * @boundary_blocks: out: NOIOB, 0 = none
- * @flags: out: zero for now
+ * @flags: zero
  * @reason: out: text, zero-terminated
  */
 struct vql_ns_info {
