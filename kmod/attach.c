@@ -14,6 +14,7 @@
  */
 #include <linux/dma-mapping.h>
 #include <linux/file.h>
+#include <linux/iommu.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
 #include <linux/vmalloc.h>
@@ -61,6 +62,18 @@ static struct chunk_dma *chunk_dma_find(struct vql_chunk *chunk, const struct vq
 	return NULL;
 }
 
+/*
+ * A bounced mapping would need a copy before and after each command, and nobody here sees the commands.
+ * Behind an IOMMU dma_need_sync() may also mean that the kernel checks drivers (CONFIG_DMA_API_DEBUG), or
+ * that something else was bounced for the device once: there it is seen where the address leads.
+ */
+static bool is_bounced(struct device *dev, dma_addr_t addr, phys_addr_t phys)
+{
+	struct iommu_domain *domain = iommu_get_domain_for_dev(dev);
+
+	return dma_need_sync(dev, addr) && (!domain || iommu_iova_to_phys(domain, addr) != phys);
+}
+
 static struct chunk_dma *chunk_dma_get(struct vql_chunk *chunk, struct vql_ctrl *ctrl,
 				       struct device *dev)
 {
@@ -82,11 +95,7 @@ static struct chunk_dma *chunk_dma_get(struct vql_chunk *chunk, struct vql_ctrl 
 			bytes, &(phys_addr_t){page_to_phys(chunk->first)}, err);
 		goto err_free;
 	}
-	/*
-	 * A bounced mapping would need a copy before and after each command, and nobody here sees the
-	 * commands.
-	 */
-	if (dma_need_sync(dev, dma->addr)) {
+	if (is_bounced(dev, dma->addr, page_to_phys(chunk->first))) {
 		dev_err(dev,
 			"vqlane: guest memory at %pap would be bounced (swiotlb): not usable\n",
 			&(phys_addr_t){page_to_phys(chunk->first)});
