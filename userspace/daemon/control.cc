@@ -54,7 +54,7 @@ void allow_keys(const json& request, std::initializer_list<const char*> names) {
 
 control_socket::~control_socket() {
     while (!clients_.empty())
-        close(clients_.begin()->second);
+        close(std::shared_ptr(clients_.begin()->second)); // a reference of its own: the map's goes
     if (listener_) {
         loop_.remove(listener_.get());
         unlink(path_.c_str());
