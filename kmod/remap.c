@@ -48,8 +48,6 @@ bool vql_remap_ask(struct vql_disk *disk, struct vqlane_remap_req *req)
 	return ops;
 }
 
-bool vql_remap_has_policy(struct vql_disk *disk) { return rcu_access_pointer(disk->policy); }
-
 /* ---- what a program may do ---- */
 
 /*

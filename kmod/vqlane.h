@@ -157,7 +157,5 @@ int vql_remap_init(void);
  * caller to check. In any context but an NMI's; does not sleep.
  */
 bool vql_remap_ask(struct vql_disk *disk, struct vqlane_remap_req *req);
-/* Does @disk have a policy of its own? */
-bool vql_remap_has_policy(struct vql_disk *disk);
 
 #endif

@@ -274,6 +274,17 @@ queues = 2
 END
 }
 
+# asked EXPRESSION COMMAND…: of what vqlane answers in JSON. in_kernel: requests of all queues of the first disk
+# in the kernel lane; polled: of all pollers.
+asked() {
+    local expression=$1
+    shift
+    vqlane --socket "$run_dir/control.sock" --json "$@" |
+        python3 -c "import json, sys; answer = json.load(sys.stdin); print($expression)"
+}
+in_kernel() { asked 'sum(q["kernel_requests"] for q in answer[0]["lanes"])' disk list; }
+polled() { asked 'sum(p["requests"] for p in answer["pollers"])' stats; }
+
 # case_daemon_dirs: daemon_dirs, for what daemon_start starts until the case ends.
 case_daemon_dirs() {
     daemon_dirs "/sys/fs/bpf/vqlane-$$"

@@ -557,10 +557,6 @@ void vdpa_server::tick() {
     lend_again(std::move(to_lend));
 }
 
-void vdpa_server::lane_changes() {
-    geometry_changes([] {});
-}
-
 frontend::lane_report vdpa_server::lane_of(uint32_t index) const {
     const vdpa_ring& r = *rings_.at(index);
     lane_report report{r.lent ? "kernel" : r.running ? "poll" : "none", r.why, 0};

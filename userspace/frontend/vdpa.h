@@ -55,8 +55,6 @@ class vdpa_server : public frontend {
     void check_memory() override;
     void tick() override;
     lane_report lane_of(uint32_t index) const override;
-    // What the kernel lane may serve has changed: begin again with what it is now.
-    void lane_changes();
 
   private:
     struct vdpa_ring : ring_state {
