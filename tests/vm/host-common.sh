@@ -116,13 +116,13 @@ wait_for() {
 # monitor COMMAND…: a command of QEMU's human monitor; prints the answer.
 monitor() {
     local line id answer= try
-    # The serial port may have echoed QEMU's greeting back to it before anybody could say that it shall
-    # not: then the first try ends in that garbage.
+    # The serial port may have echoed QEMU's greeting, or a part of it, back to it before anybody could say
+    # that it shall not: then the monitor waits for the end of that, but for the byte that is in no JSON.
     for try in 1 2 3; do
         id=$RANDOM$RANDOM
         exec 4<>/dev/ttyS2
         stty -F /dev/ttyS2 raw -echo
-        printf '{"execute":"qmp_capabilities"}\n{"execute":"human-monitor-command","arguments":{"command-line":"%s"},"id":%s}\n' \
+        printf '\377{"execute":"qmp_capabilities"}\n{"execute":"human-monitor-command","arguments":{"command-line":"%s"},"id":%s}\n' \
             "${*//\"/\\\"}" "$id" >&4
         while read -r -t 20 -u 4 line; do
             [[ $line == *"\"id\": $id"* ]] || continue
