@@ -41,6 +41,19 @@ static bool range_is_valid(const struct vql_lane_range *range, const struct vql_
 	       range->sector < sectors && range->sectors <= sectors - range->sector;
 }
 
+/* Parts of a target that touch are one: an answer may be in both. */
+static void config_push(struct vql_lane_config *config, const struct vql_lane_target *t)
+{
+	struct vql_lane_target *last = &config->targets[config->ntargets] - 1;
+
+	if (config->ntargets && last->target == t->target && last->nsid == t->nsid &&
+	    last->view == t->view && last->read_only == t->read_only &&
+	    last->sector + last->sectors == t->sector)
+		last->sectors += t->sectors;
+	else
+		config->targets[config->ntargets++] = *t;
+}
+
 static int config_add(struct vql_lane_config *config, const struct vql_lane_range *range)
 {
 	struct vql_lane_target *last = &config->targets[config->ntargets] - 1;
@@ -57,12 +70,12 @@ static int config_add(struct vql_lane_config *config, const struct vql_lane_rang
 	if (range->ctrl_fd == -1) {
 		if (range->nsid || !range->sectors)
 			return -EINVAL;
-		config->targets[config->ntargets++] = (struct vql_lane_target){
-			.target = range->target,
-			.view = VQL_LANE_DAEMON,
-			.sector = range->sector,
-			.sectors = range->sectors,
-		};
+		config_push(config, &(struct vql_lane_target){
+					    .target = range->target,
+					    .view = VQL_LANE_DAEMON,
+					    .sector = range->sector,
+					    .sectors = range->sectors,
+				    });
 		return 0;
 	}
 	ctrl = vql_ctrl_of_fd(range->ctrl_fd);
@@ -76,16 +89,16 @@ static int config_add(struct vql_lane_config *config, const struct vql_lane_rang
 	vql_ctrl_put(ctrl);
 	if (err < 0)
 		return err;
-	config->targets[config->ntargets++] = (struct vql_lane_target){
-		.target = range->target,
-		.nsid = range->nsid,
-		.view = err,
-		.read_only = range->flags & VQL_RANGE_READ_ONLY,
-		.block_shift = ns.block_bytes == 4096 ? 12 : 9,
-		.sector = range->sector,
-		.sectors = range->sectors,
-		.boundary = (u64)ns.boundary_blocks * ns.block_bytes,
-	};
+	config_push(config, &(struct vql_lane_target){
+				    .target = range->target,
+				    .nsid = range->nsid,
+				    .view = err,
+				    .read_only = range->flags & VQL_RANGE_READ_ONLY,
+				    .block_shift = ns.block_bytes == 4096 ? 12 : 9,
+				    .sector = range->sector,
+				    .sectors = range->sectors,
+				    .boundary = (u64)ns.boundary_blocks * ns.block_bytes,
+			    });
 	return 0;
 }
 

@@ -167,6 +167,26 @@ TEST_CASE("a disk of shuffled extents of two targets holds each byte where its t
     }
 }
 
+TEST_CASE("a request may reach across parts of a target that touch", "[integrity]") {
+    constexpr uint64_t chunk = 64 << 10;
+    test_storage storage;
+    storage.add("t", 8 * chunk);
+    std::string list;
+    for (uint64_t i = 0; i < 8; i++) {
+        list += (i ? ", " : "") + storage.extent("t", i * chunk, chunk);
+    }
+    test_daemon daemon(storage.targets() + disk_of("d", "extents = [ " + list + " ]\n"));
+    test_guest guest(daemon.device("d"));
+    std::vector<std::byte> model(8 * chunk);
+    random_source random(test_seed(102));
+    random.fill(model);
+    REQUIRE(guest.driver.write(0, model).status == blk_ok);
+    std::vector<std::byte> back(3 * chunk);
+    REQUIRE(guest.driver.read(chunk / 2 / sector_bytes, back).status == blk_ok);
+    CHECK(std::equal(back.begin(), back.end(), model.begin() + chunk / 2));
+    CHECK(compare_backing(model, {storage.part("t", 0, 8 * chunk)}) == 8 * chunk);
+}
+
 TEST_CASE("requests of up to 16 MiB, aligned and not, read back what was written", "[integrity]") {
     constexpr uint64_t bytes = 64 << 20;
     test_storage storage(storage_folder());
