@@ -185,9 +185,14 @@ VQL_INLINE int vql_blk_parse(struct vql_chain *c, const struct vql_blk_disk *d, 
 	/* Where segments were left out, the last one kept is not the one with the status. */
 	if (VQL_LIKELY(!c->truncated && nin) && !--in[nin - 1].bytes)
 		nin--;
-	if (VQL_UNLIKELY(c->out_bytes < sizeof(hdr) ||
-			 vql_seg_pull(&out, &nout, &hdr, sizeof(hdr)) != sizeof(hdr)))
+	if (VQL_LIKELY(nout && out->bytes == sizeof(hdr))) { /* as most drivers have it */
+		vql_read_bytes(&hdr, out->base, sizeof(hdr));
+		out++;
+		nout--;
+	} else if (c->out_bytes < sizeof(hdr) ||
+		   vql_seg_pull(&out, &nout, &hdr, sizeof(hdr)) != sizeof(hdr)) {
 		return vql_blk_answered(io, VQL_STATUS_IOERR);
+	}
 
 	io->sector = hdr.sector;
 	switch (hdr.type) {
@@ -214,6 +219,90 @@ VQL_INLINE int vql_blk_parse(struct vql_chain *c, const struct vql_blk_disk *d, 
 		return vql_blk_get_id(c, d, io, in, nin, answer->data_bytes);
 	default: return vql_blk_answered(io, VQL_STATUS_UNSUPP);
 	}
+}
+
+/*
+ * The request that nearly all are, in one go: a read or write of one buffer, made of three
+ * descriptors (header, data, status), all of them in the region of @m's hint. True: @io and @answer
+ * are what vql_chain_walk() and vql_blk_parse() would make of it, VQL_BLK_SUBMIT; of @c, seg[0] (the
+ * data) and nout are valid. False: it is not such a request, or a bad one, and nothing is said of
+ * it; who then walks it reads it again.
+ */
+VQL_INLINE bool vql_blk_take_plain(const struct vql_ring *r, const struct vql_mem *m, __u16 head,
+				   const struct vql_blk_disk *disk, struct vql_chain *c,
+				   struct vql_io *io, struct vql_blk_answer *answer)
+{
+	/* Length and flags of a descriptor's second half. */
+	const __u64 shape = 0xffffffffffffull, len = 0xffffffffull;
+	const struct vql_region *near = &m->region[m->hint];
+	const __u8 *d0, *d1, *d2; /* descriptors; a table may lie at any address */
+	__u64 header, data, status, hi0, hi1, hi2, bytes, sector;
+	bool in;
+
+	if (VQL_UNLIKELY(m->hint >= m->nregions || head >= r->num || near->flags))
+		return false;
+	d0 = (const __u8 *)&r->desc[head];
+	hi0 = vql_read_u64(d0 + 8);
+	if ((__u16)(hi0 >> 32) == VQL_DESC_F_INDIRECT) {
+		const __u64 offset = vql_read_u64(d0) - near->guest;
+
+		if (VQL_UNLIKELY(!r->indirect || (hi0 & len) != 3 * sizeof(struct vql_desc) ||
+				 near->bytes < 3 * sizeof(struct vql_desc) ||
+				 offset > near->bytes - 3 * sizeof(struct vql_desc)))
+			return false;
+		d0 = near->host + offset;
+		d1 = d0 + sizeof(struct vql_desc);
+		d2 = d1 + sizeof(struct vql_desc);
+		hi0 = vql_read_u64(d0 + 8);
+		hi1 = vql_read_u64(d1 + 8);
+		if (VQL_UNLIKELY(hi0 >> 48 != 1 || hi1 >> 48 != 2))
+			return false;
+	} else {
+		if (VQL_UNLIKELY(hi0 >> 48 >= r->num))
+			return false;
+		d1 = (const __u8 *)&r->desc[hi0 >> 48];
+		hi1 = vql_read_u64(d1 + 8);
+		if (VQL_UNLIKELY(hi1 >> 48 >= r->num))
+			return false;
+		d2 = (const __u8 *)&r->desc[hi1 >> 48];
+	}
+	hi2 = vql_read_u64(d2 + 8);
+	bytes = hi1 & len;
+	in = hi1 & (__u64)VQL_DESC_F_WRITE << 32;
+	if (VQL_UNLIKELY((hi0 & shape) !=
+				 ((__u64)VQL_DESC_F_NEXT << 32 | sizeof(struct vql_blk_hdr)) ||
+			 (hi1 & shape & ~len & ~((__u64)VQL_DESC_F_WRITE << 32)) !=
+				 (__u64)VQL_DESC_F_NEXT << 32 ||
+			 (hi2 & shape) != ((__u64)VQL_DESC_F_WRITE << 32 | 1)))
+		return false;
+	header = vql_read_u64(d0) - near->guest;
+	data = vql_read_u64(d1) - near->guest;
+	status = vql_read_u64(d2) - near->guest;
+	if (VQL_UNLIKELY(header >= near->bytes ||
+			 near->bytes - header < sizeof(struct vql_blk_hdr) || data >= near->bytes ||
+			 near->bytes - data < bytes || status >= near->bytes))
+		return false;
+	sector = vql_read_u64(near->host + header + offsetof(struct vql_blk_hdr, sector));
+	if (VQL_UNLIKELY((__u32)vql_read_u64(near->host + header) !=
+				 (in ? VQL_BLK_T_IN : VQL_BLK_T_OUT) ||
+			 !bytes || bytes % VQL_SECTOR_BYTES || bytes > VQL_MAX_IO_BYTES ||
+			 (!in && disk->read_only) ||
+			 !vql_blk_range_valid(disk, sector, bytes >> VQL_SECTOR_SHIFT)))
+		return false;
+	c->seg[0].base = near->host + data;
+	c->seg[0].bytes = bytes;
+	c->nout = !in;
+	io->sector = sector;
+	io->bytes = bytes;
+	io->seg = c->seg;
+	io->nsegs = 1;
+	io->op = in ? VQL_OP_READ : VQL_OP_WRITE;
+	io->flags = 0;
+	io->status = VQL_STATUS_OK;
+	io->reserved = 0;
+	answer->status = near->host + status;
+	answer->data_bytes = in ? bytes : 0;
+	return true;
 }
 
 /*

@@ -29,6 +29,13 @@
 /* A pure helper: inlined everywhere, silent where it is not used. */
 #define VQL_INLINE static __attribute__((unused, always_inline)) inline
 
+/* … and one that is rarely needed: kept out of the way of what is. */
+#define VQL_COLD static __attribute__((__unused__, __noinline__, __cold__))
+
+/* Bring a cache line near before it is read, or written; any address will do. */
+#define VQL_PREFETCH(p) __builtin_prefetch(p, 0, 3)
+#define VQL_PREFETCH_WRITE(p) __builtin_prefetch(p, 1, 3)
+
 #define VQL_LIKELY(x) __builtin_expect(!!(x), 1)
 #define VQL_UNLIKELY(x) __builtin_expect(!!(x), 0)
 

@@ -159,87 +159,92 @@ VQL_INLINE struct vql_desc vql_desc_read(const void *p)
 	return d;
 }
 
-/* Add one descriptor's memory to @c. Returns 0 or -enum vql_ring_error. */
-VQL_INLINE int vql_chain_add(struct vql_chain *c, struct vql_mem *m, const struct vql_desc *d)
+/*
+ * Ask for what the next @n chains (at most VQL_BATCH of those pending) begin with, for all of them
+ * at once: walked one by one, each would wait for the other CPU's cache. That is the descriptors,
+ * an indirect table's first ones, and the first buffer, for writing, since drivers keep a request's
+ * status byte beside its header. And the used entries that will answer them. Nothing that is read
+ * here is believed: it is read again when it is used.
+ */
+VQL_INLINE void vql_ring_prefetch(const struct vql_ring *r, const struct vql_mem *m, __u32 n)
 {
-	const bool in = d->flags & VQL_DESC_F_WRITE;
-	struct vql_seg *seg = &c->seg[c->nout + c->nin];
-	const __u32 room = c->truncated ? 0 : VQL_MAX_SEGS - (c->nout + c->nin);
-	int n;
+	const __u32 mask = r->num - 1u;
+	const struct vql_region *near = &m->region[m->hint];
+	const __u8 *table[VQL_BATCH];
+	__u32 i, tables = 0;
+	__u64 offset;
 
-	if (VQL_UNLIKELY(!in && c->in_bytes))
-		return -VQL_RING_BAD_ORDER;
-	if (VQL_UNLIKELY(!d->len))
-		return 0; /* nothing to read or write; the specification does not forbid it */
-	if (VQL_UNLIKELY(c->out_bytes + c->in_bytes + d->len > 0xffffffffull))
-		return -VQL_RING_BAD_LENGTH;
-	n = vql_mem_map(m, d->addr, d->len, in, seg, room);
-	if (VQL_UNLIKELY(n < 0)) {
-		if (n != -E2BIG)
-			return -VQL_RING_BAD_ADDRESS;
-		c->truncated = true; /* too long to serve, yet it can be answered */
-		n = 0;
+	if (VQL_UNLIKELY(m->hint >= m->nregions || near->bytes < sizeof(struct vql_desc)))
+		return;
+	for (i = 0; i < n; i++) {
+		const __u16 head = vql_read_once(&r->avail->ring[(r->next_avail + i) & mask]);
+		const struct vql_desc d = vql_desc_read(&r->desc[head & mask]);
+
+		offset = d.addr - near->guest;
+		if (VQL_UNLIKELY(offset > near->bytes - sizeof(struct vql_desc)))
+			continue;
+		if (d.flags & VQL_DESC_F_INDIRECT) {
+			table[tables] = near->host + offset;
+			VQL_PREFETCH(table[tables]);
+			tables++;
+		} else {
+			VQL_PREFETCH_WRITE(near->host + offset);
+		}
 	}
-	if (in) {
-		c->nin += (__u32)n;
-		c->in_bytes += d->len;
-		if (VQL_LIKELY(n > 0))
-			c->last_in = (__u8 *)seg[n - 1].base + seg[n - 1].bytes - 1;
-		else
-			c->last_in = (__u8 *)vql_mem_flat(m, d->addr + d->len - 1, 1, true);
-		if (VQL_UNLIKELY(!c->last_in))
-			return -VQL_RING_BAD_ADDRESS;
-	} else {
-		c->nout += (__u32)n;
-		c->out_bytes += d->len;
+	for (i = 0; i < n; i += 64 / sizeof(struct vql_used_elem))
+		VQL_PREFETCH_WRITE(&r->used->ring[(r->next_used + i) & mask]);
+	for (i = 0; i < tables; i++) {
+		offset = vql_read_u64(table[i]) - near->guest;
+		if (VQL_LIKELY(offset < near->bytes))
+			VQL_PREFETCH_WRITE(near->host + offset);
 	}
+}
+
+/* An indirect table that is not in the region of @m's hint; NULL: no region holds it as a whole. */
+VQL_COLD const __u8 *vql_desc_find(struct vql_mem *m, const struct vql_desc *d)
+{
+	return (const __u8 *)vql_mem_flat(m, d->addr, d->len, false);
+}
+
+/* Entry @at of an indirect table that no region holds as a whole; the entry may be in two. */
+VQL_COLD int vql_desc_read_split(struct vql_mem *m, __u64 table, __u32 at, struct vql_desc *d)
+{
+	const __u64 addr = table + (__u64)at * sizeof(*d);
+	const void *p = vql_mem_flat(m, addr, sizeof(*d), false);
+	struct vql_seg half[2];
+
+	if (p) {
+		*d = vql_desc_read(p);
+		return 0;
+	}
+	if (vql_mem_map(m, addr, sizeof(*d), false, half, 2) != 2)
+		return -VQL_RING_BAD_ADDRESS;
+	vql_read_bytes(d, half[0].base, half[0].bytes);
+	vql_read_bytes((__u8 *)d + half[0].bytes, half[1].base, half[1].bytes);
 	return 0;
 }
 
 /*
- * The table behind an indirect descriptor. Every entry is read through here: at most @entries of
- * them.
+ * Add @d's memory, which is not all in the region of @m's hint, or has no room, as segments behind
+ * the first @n of @c. @last becomes its last byte. Returns the number of segments added, or
+ * -enum vql_ring_error.
  */
-VQL_INLINE int vql_chain_walk_indirect(struct vql_chain *c, struct vql_mem *m,
-				       const struct vql_desc *ind)
+VQL_COLD int vql_chain_add_split(struct vql_chain *c, struct vql_mem *m, const struct vql_desc *d,
+				 __u32 n, __u8 **last)
 {
-	const __u32 entries = ind->len / sizeof(struct vql_desc);
-	__u32 seen = 0, at = 0;
+	const bool in = d->flags & VQL_DESC_F_WRITE;
+	struct vql_seg *seg = &c->seg[n];
+	int added = vql_mem_map(m, d->addr, d->len, in, seg, c->truncated ? 0 : VQL_MAX_SEGS - n);
 
-	if (!entries || ind->len % sizeof(struct vql_desc) || entries > VQL_MAX_CHAIN)
-		return -VQL_RING_BAD_INDIRECT;
-	if (VQL_UNLIKELY(ind->addr + (ind->len - 1) < ind->addr))
-		return -VQL_RING_BAD_ADDRESS;
-	for (;;) {
-		const __u64 addr = ind->addr + (__u64)at * sizeof(struct vql_desc);
-		const void *p = vql_mem_flat(m, addr, sizeof(struct vql_desc), false);
-		struct vql_desc d;
-		int err;
-
-		if (VQL_UNLIKELY(!p)) { /* the entry itself straddles two regions, or is outside */
-			struct vql_seg half[2];
-			int n = vql_mem_map(m, addr, sizeof(d), false, half, 2);
-
-			if (n != 2)
-				return -VQL_RING_BAD_ADDRESS;
-			vql_read_bytes(&d, half[0].base, half[0].bytes);
-			vql_read_bytes((__u8 *)&d + half[0].bytes, half[1].base, half[1].bytes);
-		} else {
-			d = vql_desc_read(p);
-		}
-		if (VQL_UNLIKELY(d.flags & VQL_DESC_F_INDIRECT))
-			return -VQL_RING_BAD_INDIRECT;
-		err = vql_chain_add(c, m, &d);
-		if (VQL_UNLIKELY(err))
-			return err;
-		if (!(d.flags & VQL_DESC_F_NEXT))
-			return 0;
-		if (VQL_UNLIKELY(++seen == entries))
-			return -VQL_RING_LOOP;
-		at = d.next;
-		if (VQL_UNLIKELY(at >= entries))
-			return -VQL_RING_BAD_HEAD;
+	if (added > 0) {
+		*last = (__u8 *)seg[added - 1].base + seg[added - 1].bytes - 1;
+		return added;
 	}
+	if (added != -E2BIG)
+		return -VQL_RING_BAD_ADDRESS;
+	c->truncated = true; /* too long to serve, yet it can be answered */
+	*last = (__u8 *)vql_mem_flat(m, d->addr + d->len - 1, 1, in);
+	return *last ? 0 : -VQL_RING_BAD_ADDRESS;
 }
 
 /*
@@ -248,41 +253,102 @@ VQL_INLINE int vql_chain_walk_indirect(struct vql_chain *c, struct vql_mem *m,
  * indirect one. Returns 0 or -enum vql_ring_error; after an error nothing in @c is to be used.
  * A hostile driver can make a head available again while it is in flight: who keeps state per head
  * checks for that.
+ *
+ * The path of a request that is like most keeps all it knows in registers: descriptors in one
+ * table, each one's memory in the region that the last request's was in.
  */
 VQL_INLINE int vql_chain_walk(const struct vql_ring *r, struct vql_mem *m, __u16 head,
 			      struct vql_chain *c)
 {
-	__u32 seen = 0;
-	__u16 at = head;
+	const __u8 *table = (const __u8 *)r->desc; /* an indirect one may lie at any address */
+	__u32 entries = r->num, seen = 0, at = head, n = 0, nout = 0;
+	__u64 out_bytes = 0, in_bytes = 0, split_table = 0;
+	__u8 *last_in = NULL;
+	bool indirect = false;
+	const struct vql_region none = {0, 0, NULL, 0};
+	const struct vql_region *near =
+		VQL_LIKELY(m->hint < m->nregions) ? &m->region[m->hint] : &none;
 
-	c->out_bytes = 0;
-	c->in_bytes = 0;
-	c->last_in = NULL;
-	c->nout = 0;
-	c->nin = 0;
 	c->truncated = false;
 	for (;;) {
 		struct vql_desc d;
-		int err;
+		__u64 offset;
 
-		if (VQL_UNLIKELY(at >= r->num))
+		if (VQL_UNLIKELY(at >= entries))
 			return -VQL_RING_BAD_HEAD;
-		d = vql_desc_read(&r->desc[at]);
+		if (VQL_LIKELY(table)) {
+			d = vql_desc_read(table + (__u64)at * sizeof(d));
+		} else {
+			int err = vql_desc_read_split(m, split_table, at, &d);
+
+			if (err)
+				return err;
+		}
 		if (d.flags & VQL_DESC_F_INDIRECT) {
 			/* virtio 1.3 §2.7.5.3.1: INDIRECT and NEXT exclude each other. */
-			if (!r->indirect || d.flags & VQL_DESC_F_NEXT)
+			if (VQL_UNLIKELY(indirect || !r->indirect || d.flags & VQL_DESC_F_NEXT))
 				return -VQL_RING_BAD_INDIRECT;
-			return vql_chain_walk_indirect(c, m, &d);
+			indirect = true;
+			entries = (__u32)(d.len / sizeof(struct vql_desc));
+			if (VQL_UNLIKELY(!entries || d.len % sizeof(struct vql_desc) ||
+					 entries > VQL_MAX_CHAIN))
+				return -VQL_RING_BAD_INDIRECT;
+			if (VQL_UNLIKELY(d.addr + (d.len - 1) < d.addr))
+				return -VQL_RING_BAD_ADDRESS;
+			offset = d.addr - near->guest;
+			if (VQL_LIKELY(d.len <= near->bytes && offset <= near->bytes - d.len))
+				table = near->host + offset;
+			else
+				table = vql_desc_find(m, &d);
+			split_table = d.addr;
+			at = 0;
+			seen = 0;
+			continue;
 		}
-		err = vql_chain_add(c, m, &d);
-		if (VQL_UNLIKELY(err))
-			return err;
+		if (VQL_LIKELY(d.len)) { /* else nothing to read or write; not forbidden */
+			const bool in = d.flags & VQL_DESC_F_WRITE;
+			__u8 *last;
+
+			if (VQL_UNLIKELY(!in && in_bytes))
+				return -VQL_RING_BAD_ORDER;
+			if (VQL_UNLIKELY(out_bytes + in_bytes + d.len > 0xffffffffull))
+				return -VQL_RING_BAD_LENGTH;
+			offset = d.addr - near->guest;
+			if (VQL_LIKELY(d.len <= near->bytes && offset <= near->bytes - d.len &&
+				       n < VQL_MAX_SEGS && !c->truncated &&
+				       vql_mem_allows(near, in))) {
+				c->seg[n].base = near->host + offset;
+				c->seg[n].bytes = d.len;
+				last = near->host + offset + (d.len - 1);
+				n++;
+			} else {
+				int added = vql_chain_add_split(c, m, &d, n, &last);
+
+				if (VQL_UNLIKELY(added < 0))
+					return added;
+				n += (__u32)added;
+				near = &m->region[m->hint];
+			}
+			if (in) {
+				in_bytes += d.len;
+				last_in = last;
+			} else {
+				out_bytes += d.len;
+				nout = n;
+			}
+		}
 		if (!(d.flags & VQL_DESC_F_NEXT))
-			return 0;
-		if (VQL_UNLIKELY(++seen == r->num))
+			break;
+		if (VQL_UNLIKELY(++seen == entries))
 			return -VQL_RING_LOOP;
 		at = d.next;
 	}
+	c->out_bytes = out_bytes;
+	c->in_bytes = in_bytes;
+	c->last_in = last_in;
+	c->nout = nout;
+	c->nin = n - nout;
+	return 0;
 }
 
 /* Write one used entry; the driver sees it at the next vql_ring_publish(). At most num between two.

@@ -5,11 +5,15 @@
 
 #include "ring_memory.h"
 
+#include <algorithm>
+#include <memory>
+
 namespace vql::test {
 
 struct served {
     unsigned submitted = 0;
     unsigned answered = 0;
+    unsigned plain = 0;           // of those submitted, such that the short way takes
     int stopped = VQL_RING_OK;    // enum vql_ring_error: why the ring was stopped
     const char* broken = nullptr; // an invariant that does not hold: a bug
 };
@@ -25,6 +29,42 @@ inline void touch(const vql_seg* seg, uint32_t n, bool writable) {
         }
     }
 }
+
+// The short way of the request that most are, against the long one.
+class plain_take {
+  public:
+    // Before the same head is walked, which may write where the chain is.
+    plain_take(const vql_ring& r, const vql_mem& m, uint16_t head, const vql_blk_disk& disk)
+        : taken_(vql_blk_take_plain(&r, &m, head, &disk, chain_.get(), &io_, &answer_)) {}
+
+    bool taken() const { return taken_; }
+    // Has the walk and the parse, which said @verdict, found what is not the same?
+    bool differs(int verdict, const vql_io& io, const vql_blk_answer& answer) const {
+        if (!taken_)
+            return false;
+        return verdict != VQL_BLK_SUBMIT || io.op != io_.op || io.sector != io_.sector ||
+               io.bytes != io_.bytes || io.flags != io_.flags || io.status != io_.status ||
+               io.nsegs != 1 || io_.nsegs != 1 || io.seg->base != io_.seg->base ||
+               io.seg->bytes != io_.seg->bytes || io_.seg != chain_->seg ||
+               chain_->nout != (io.op == VQL_OP_WRITE) || answer.status != answer_.status ||
+               (io.op == VQL_OP_READ && answer.data_bytes != answer_.data_bytes) ||
+               written(io, answer) != written(io_, answer_);
+    }
+
+  private:
+    // used.len of a success
+    static uint64_t written(const vql_io& io, const vql_blk_answer& answer) {
+        vql_blk_answer elsewhere = answer;
+        uint8_t status = 0;
+        elsewhere.status = &status;
+        return vql_blk_finish(&io, &elsewhere);
+    }
+
+    std::unique_ptr<vql_chain> chain_ = std::make_unique<vql_chain>();
+    vql_io io_{};
+    vql_blk_answer answer_{};
+    const bool taken_;
+};
 
 // Takes every available entry once and answers it, in batches of @batch, until the ring is empty
 // or broken.
@@ -44,9 +84,13 @@ inline served serve_all(const guest_ram& ram, test_ring& t, const vql_blk_disk& 
         if (pending <= 0)
             break;
         const uint16_t head = vql_ring_peek(&t.ring);
+        vql_ring_prefetch(&t.ring, &m, std::min<uint32_t>(uint32_t(pending), VQL_BATCH));
+        const plain_take plain(t.ring, m, head, disk);
         const int err = vql_chain_walk(&t.ring, &m, head, &chain);
         if (err) {
             s.stopped = -err;
+            if (plain.taken())
+                s.broken = "a chain that breaks its ring was taken the short way";
             if (err >= 0 || s.stopped >= VQL_RING_ERRORS)
                 s.broken = "the walk returned an unknown error";
             break;
@@ -63,6 +107,11 @@ inline served serve_all(const guest_ram& ram, test_ring& t, const vql_blk_disk& 
         }
         if ((s.broken = broken_invariant(ram, disk, io, answer, verdict)))
             break;
+        if (plain.differs(verdict, io, answer)) {
+            s.broken = "the short way makes another request of the chain";
+            break;
+        }
+        s.plain += plain.taken();
         (verdict == VQL_BLK_SUBMIT ? s.submitted : s.answered)++;
         touch(io.seg, io.nsegs, io.op == VQL_OP_READ);
         const uint32_t len = vql_blk_finish(&io, &answer);
