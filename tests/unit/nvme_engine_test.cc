@@ -349,14 +349,14 @@ TEST_CASE("nvme: queues wrap, and every piece is done once") {
         while (r.engine.submit(r.make(id, VQL_OP_READ, id % 1000, 1, data)))
             id++;
         CHECK(r.engine.in_flight() == r.options.depth - 1);
-        CHECK_FALSE(r.engine.has_room());
+        CHECK_FALSE(r.engine.room());
         r.engine.flush();
         r.model.fetch();
         r.model.complete(1 + uint64_t(i) % r.options.depth);
         r.engine.reap();
         const auto now = r.collect();
         CHECK(!now.empty());
-        CHECK(r.engine.has_room());
+        CHECK(r.engine.room());
         done += now.size();
     }
     done += r.run().size();

@@ -52,7 +52,7 @@ result<void> nvme_engine::open(const nvme_queue& q) {
                      " bytes; a multiple of 4096 is needed"};
     slots_.resize(q.depth - 1);
     commands_.resize(q.depth - 1);
-    free_commands_.reserve(commands_.size());
+    free_commands_.resize(commands_.size());
     free_bounce_.reserve(q.pool_pages);
     done_.reserve(slots_.size());
     for (slot& s : slots_) {
@@ -70,11 +70,12 @@ void nvme_engine::set_queue(const nvme_queue& q) {
     phase_ = 1;
     // One entry of a queue stays empty (§3.3.1.5), so that all commands under way fit.
     const auto n = uint32_t(std::min<size_t>(q.depth - 1, commands_.size()));
-    free_commands_.clear();
+    nfree_ = 0;
     for (command& c : commands_)
         c.owner = nullptr;
     for (uint32_t i = n; i-- > 0;)
-        free_commands_.push_back(uint16_t(i));
+        free_commands_[nfree_++] = uint16_t(i);
+    plain_bytes_ = std::min<uint64_t>(q.max_transfer, VQL_NVME_LIST_PRPS * VQL_NVME_PAGE_BYTES);
     zero_page_ = n;
     std::memset(page(zero_page_), 0, VQL_NVME_PAGE_BYTES);
     free_bounce_.clear();
@@ -84,16 +85,111 @@ void nvme_engine::set_queue(const nvme_queue& q) {
     assert(!free_bounce_.empty());
 }
 
-bool nvme_engine::submit(const piece& p) {
-    if (!has_room())
+// The entry at the tail is complete.
+inline void nvme_engine::put(slot& s, uint32_t index, uint64_t bytes) {
+    command& c = commands_[index];
+    c.owner = &s;
+    c.offset = s.offset;
+    c.since_ns = 0;
+    c.bytes = uint32_t(bytes);
+    c.bounce = -1;
+    nfree_--;
+    tail_ = tail_ + 1 == queue_.depth ? 0 : tail_ + 1;
+    s.commands++;
+    s.offset += bytes;
+    s.left -= bytes;
+}
+
+inline uint32_t nvme_engine::fua(const piece& p) const {
+    return p.durable && queue_.volatile_cache ? VQL_NVME_FUA : 0;
+}
+
+// What nearly all are: a read or write of one run of guest memory, that one command can carry.
+// False: @s takes the long way, and nothing was done.
+inline bool nvme_engine::issue_plain(slot& s) {
+    const piece& p = s.p;
+    const target& t = *p.where;
+    if (VQL_UNLIKELY(p.op > VQL_OP_WRITE || !p.dma || p.seg->bytes - p.skip < p.bytes ||
+                     p.bytes > plain_bytes_ || (p.offset | p.bytes) & (t.block_bytes - 1) ||
+                     waiting_head_ || !nfree_ || lost()))
         return false;
+    if (VQL_UNLIKELY(t.boundary_blocks)) {
+        const uint64_t boundary = uint64_t(t.boundary_blocks) * t.block_bytes;
+        if (p.offset % boundary + p.bytes > boundary)
+            return false;
+    }
+    const uint8_t* at = static_cast<const uint8_t*>(p.seg->base) + p.skip;
+    const uint8_t* const end = at + p.bytes;
+    const uint64_t first = p.dma->at(at);
+    if (VQL_UNLIKELY(first & 3)) // not mapped, too
+        return false;
+    const uint32_t index = free_commands_[nfree_ - 1];
+    at += VQL_NVME_PAGE_BYTES - first % VQL_NVME_PAGE_BYTES;
+    uint64_t second = 0;
+    if (at < end) {
+        second = p.dma->at(at);
+        if (VQL_UNLIKELY(second == dma_unmapped))
+            return false;
+        at += VQL_NVME_PAGE_BYTES;
+        if (at < end) {
+            auto* list = reinterpret_cast<uint64_t*>(page(index));
+            *list++ = second;
+            for (; at < end; at += VQL_NVME_PAGE_BYTES, list++) {
+                *list = p.dma->at(at);
+                if (VQL_UNLIKELY(*list == dma_unmapped))
+                    return false;
+            }
+            second = page_dma(index);
+        }
+    }
+    vql_nvme_sqe& sqe = queue_.sq[tail_];
+    const uint32_t shift = t.block_bytes == 4096 ? 12 : VQL_SECTOR_SHIFT;
+    const bool read = p.op == VQL_OP_READ;
+    vql_nvme_command(&sqe, read ? VQL_NVME_READ : VQL_NVME_WRITE, cid_of(index), t.nsid);
+    sqe.data.prp[0] = first;
+    sqe.data.prp[1] = second;
+    vql_nvme_blocks(&sqe, p.offset >> shift, uint32_t(p.bytes >> shift), read ? 0 : fua(p));
+    s.offset = p.offset;
+    s.left = p.bytes;
+    s.commands = 0;
+    s.status = VQL_STATUS_OK;
+    s.flush_next = false;
+    s.waiting = false;
+    put(s, index, p.bytes);
+    return true;
+}
+
+bool nvme_engine::submit(const piece& p) {
+    piece* const here = room();
+    if (!here)
+        return false;
+    *here = p;
+    submit();
+    return true;
+}
+
+void nvme_engine::submit() {
     slot& s = *free_;
     free_ = s.next;
     in_flight_++;
-    s.p = p;
     s.active = true;
-    start(s);
-    return true;
+    if (VQL_UNLIKELY(!issue_plain(s)))
+        start(s);
+}
+
+inline void nvme_engine::finish(slot& s) {
+    done_.push_back({s.p.owner, s.status});
+    s.active = false;
+    s.next = free_;
+    free_ = &s;
+}
+
+// Make the next commands of @s, which is not on the list, or put it there.
+inline void nvme_engine::proceed(slot& s) {
+    if ((s.left || s.flush_next) && (waiting_head_ || lost() || !issue(s)))
+        wait(s);
+    else if (!s.commands)
+        finish(s);
 }
 
 // From its beginning.
@@ -130,14 +226,6 @@ void nvme_engine::start(slot& s) {
     proceed(s);
 }
 
-// Make the next commands of @s, which is not on the list, or put it there.
-void nvme_engine::proceed(slot& s) {
-    if ((s.left || s.flush_next) && (waiting_head_ || lost() || !issue(s)))
-        wait(s);
-    else if (!s.commands)
-        finish(s);
-}
-
 void nvme_engine::wait(slot& s) {
     s.waiting = true;
     s.next = nullptr;
@@ -164,7 +252,7 @@ bool nvme_engine::issue(slot& s) {
     while (s.left || s.flush_next) {
         if (s.commands == max_commands || (!s.left && s.commands))
             return true;
-        if (free_commands_.empty())
+        if (!nfree_)
             return false;
         if (!s.left)
             issue_flush(s);
@@ -179,29 +267,14 @@ bool nvme_engine::issue(slot& s) {
 }
 
 uint32_t nvme_engine::begin(const slot& s, vql_nvme_opcode opcode, vql_nvme_sqe& sqe) const {
-    const uint32_t index = free_commands_.back();
-    const auto cid = uint16_t(index | uint32_t(commands_[index].generation) << index_bits);
-    vql_nvme_command(&sqe, opcode, cid, s.p.where->nsid);
+    const uint32_t index = free_commands_[nfree_ - 1];
+    vql_nvme_command(&sqe, opcode, cid_of(index), s.p.where->nsid);
     return index;
 }
 
 void nvme_engine::put(slot& s, uint32_t index, const vql_nvme_sqe& sqe, uint64_t bytes) {
-    command& c = commands_[index];
-    c.owner = &s;
-    c.offset = s.offset;
-    c.since_ns = 0;
-    c.bytes = uint32_t(bytes);
-    c.bounce = -1;
-    free_commands_.pop_back();
     queue_.sq[tail_] = sqe;
-    tail_ = tail_ + 1 == queue_.depth ? 0 : tail_ + 1;
-    s.commands++;
-    s.offset += bytes;
-    s.left -= bytes;
-}
-
-uint32_t nvme_engine::fua(const piece& p) const {
-    return p.durable && queue_.volatile_cache ? VQL_NVME_FUA : 0;
+    put(s, index, bytes);
 }
 
 // The most that one read or write can move from where @s is.
@@ -379,32 +452,8 @@ bool nvme_engine::pending() const {
     return !done_.empty() || lost() || (vql_load_acquire(&queue_.cq[head_].status) & 1u) == phase_;
 }
 
-void nvme_engine::reap() {
-    if (lost())
-        return;
-    const uint32_t old = head_;
-    vql_nvme_cqe cqe;
-    uint32_t n = 0;
-    for (; n < queue_.depth && vql_nvme_cqe_take(&queue_.cq[head_], phase_, &cqe); n++) {
-        // The entry may have been read as zeroes, which look like a success in every other pass.
-        // The load of the state word cannot move before that of the entry, which is an acquire.
-        if (VQL_UNLIKELY(lost()))
-            return;
-        if (++head_ == queue_.depth) {
-            head_ = 0;
-            phase_ ^= 1;
-        }
-        if (VQL_UNLIKELY(!complete(cqe)))
-            return;
-    }
-    if (!n)
-        return;
-    vql_nvme_ring(queue_.cq_doorbell, queue_.cq_shadow, queue_.cq_event, old, head_);
-    serve_waiting();
-}
-
 // False: the queue pair was lost meanwhile, and nothing was done.
-bool nvme_engine::complete(const vql_nvme_cqe& cqe) {
+inline bool nvme_engine::complete(const vql_nvme_cqe& cqe) {
     const uint32_t index = cqe.cid & ((1u << index_bits) - 1);
     if (VQL_UNLIKELY(index >= commands_.size() || !commands_[index].owner ||
                      commands_[index].generation != cqe.cid >> index_bits)) {
@@ -431,13 +480,37 @@ bool nvme_engine::complete(const vql_nvme_cqe& cqe) {
     }
     c.owner = nullptr;
     c.generation = (c.generation + 1) & ((1u << (16 - index_bits)) - 1);
-    free_commands_.push_back(uint16_t(index));
+    free_commands_[nfree_++] = uint16_t(index);
     s.commands--;
     if (VQL_UNLIKELY(status != VQL_STATUS_OK))
         fail(s, status, c.offset, EIO);
     if (!s.waiting) // else serve_waiting() goes on with it
         proceed(s);
     return true;
+}
+
+void nvme_engine::reap() {
+    if (lost())
+        return;
+    const uint32_t old = head_;
+    vql_nvme_cqe cqe;
+    uint32_t n = 0;
+    for (; n < queue_.depth && vql_nvme_cqe_take(&queue_.cq[head_], phase_, &cqe); n++) {
+        // The entry may have been read as zeroes, which look like a success in every other pass.
+        // The load of the state word cannot move before that of the entry, which is an acquire.
+        if (VQL_UNLIKELY(lost()))
+            return;
+        if (++head_ == queue_.depth) {
+            head_ = 0;
+            phase_ ^= 1;
+        }
+        if (VQL_UNLIKELY(!complete(cqe)))
+            return;
+    }
+    if (!n)
+        return;
+    vql_nvme_ring(queue_.cq_doorbell, queue_.cq_shadow, queue_.cq_event, old, head_);
+    serve_waiting();
 }
 
 // The first error is the piece's; no more of its commands are made.
@@ -457,13 +530,6 @@ void nvme_engine::fail(slot& s, vql_status status, uint64_t offset, int err) {
     t.errors.fetch_add(1, std::memory_order_relaxed);
 }
 
-void nvme_engine::finish(slot& s) {
-    done_.push_back({s.p.owner, s.status});
-    s.active = false;
-    s.next = free_;
-    free_ = &s;
-}
-
 void nvme_engine::clear_done() {
     in_flight_ -= uint32_t(done_.size());
     done_.clear();
@@ -478,7 +544,7 @@ std::vector<uint16_t> nvme_engine::overdue(uint64_t now_ns, uint64_t limit_ns) {
         if (!c.since_ns)
             c.since_ns = now_ns;
         else if (now_ns - c.since_ns >= limit_ns)
-            late.push_back(uint16_t(i | uint32_t(c.generation) << index_bits));
+            late.push_back(cid_of(i));
     }
     return late;
 }

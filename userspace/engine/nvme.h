@@ -39,7 +39,11 @@ class nvme_engine {
     // @q's memory outlives the engine, or its replacement.
     result<void> open(const nvme_queue& q);
 
-    // Takes the piece, or false: there is no room now. A piece may be done on return.
+    // Where to write the next piece, for submit(); null: there is no room now.
+    piece* room() { return VQL_LIKELY(free_) ? &free_->p : nullptr; }
+    // Takes what was written there. It may be done on return.
+    void submit();
+    // Both. False: there is no room.
     bool submit(const piece& p);
     // Tell the controller of all commands since the last call.
     void flush();
@@ -52,7 +56,6 @@ class nvme_engine {
 
     // Pieces taken and not handed back.
     uint32_t in_flight() const { return in_flight_; }
-    bool has_room() const { return in_flight_ < slots_.size(); }
     // Would reap() or done() have something to tell?
     bool pending() const;
 
@@ -105,6 +108,7 @@ class nvme_engine {
     };
 
     void set_queue(const nvme_queue& q);
+    bool issue_plain(slot& s);
     void start(slot& s);
     void proceed(slot& s);
     bool issue(slot& s);
@@ -123,6 +127,10 @@ class nvme_engine {
                        vql_nvme_sqe& sqe) const;
     uint32_t begin(const slot& s, vql_nvme_opcode opcode, vql_nvme_sqe& sqe) const;
     void put(slot& s, uint32_t index, const vql_nvme_sqe& sqe, uint64_t bytes);
+    void put(slot& s, uint32_t index, uint64_t bytes);
+    uint16_t cid_of(uint32_t index) const {
+        return uint16_t(index | uint32_t(commands_[index].generation) << index_bits);
+    }
     bool complete(const vql_nvme_cqe& cqe);
     void fail(slot& s, vql_status status, uint64_t offset, int err);
     void finish(slot& s);
@@ -142,10 +150,12 @@ class nvme_engine {
     uint32_t zero_page_ = 0;
 
     std::vector<slot> slots_;
-    std::vector<command> commands_; // by index
-    std::vector<uint16_t> free_commands_;
+    std::vector<command> commands_;       // by index
+    std::vector<uint16_t> free_commands_; // the first nfree_ of it
+    uint32_t nfree_ = 0;
+    uint64_t plain_bytes_ = 0; // the most that one command can carry with one list
     std::vector<int32_t> free_bounce_;
-    std::vector<finished> done_;
+    std::vector<finished> done_; // never grows: has room for all slots
     slot* free_ = nullptr;
     slot* waiting_head_ = nullptr; // first come first served
     slot* waiting_tail_ = nullptr;
