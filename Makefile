@@ -133,6 +133,9 @@ $(BUILD)/tests/unit_test: $(call obj,$(UNIT_SRC) $(UNIT_C) $(DAEMON_SRC) $(CLI_S
 $(BUILD)/tests/e2e_test: $(call obj,$(GUEST_SRC))
 	$(call link,-lCatch2Main -lCatch2)
 
+$(BUILD)/tests/poll_cost: $(call obj,tests/bench/poll_cost.cc $(DAEMON_SRC) $(BASE_SRC))
+	$(call link,$(DAEMON_LIBS))
+
 # Programs that play a part in the VM: one C file each, on nothing but the kernel's interfaces.
 $(BUILD)/tests/vm/%: $(BUILD)/obj/tests/vm/programs/%.o
 	@echo "  LINK  $(@F)"

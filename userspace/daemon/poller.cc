@@ -66,6 +66,14 @@ result<std::unique_ptr<poller>> poller::start(const options& o, event_loop& loop
     return p;
 }
 
+result<std::unique_ptr<poller>> poller::open(const options& o, event_loop& loop,
+                                             const target_table& targets) {
+    auto p = std::unique_ptr<poller>(new poller(o, loop, targets));
+    if (auto ok = p->set_up(); !ok)
+        return ok.failure();
+    return p;
+}
+
 poller::~poller() {
     if (thread_.joinable()) {
         if (wake_)
@@ -101,7 +109,7 @@ result<void> poller::set_up() {
     wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (!requests_ || !wake_)
         return errno_error(who, errno);
-    done_.reserve(pool_size);
+    done_ = std::make_unique<request*[]>(pool_size);
 
     io_uring_sqe* e = uring_.sqe();
     io_uring_prep_poll_multishot(e, wake_.get(), POLLIN);
@@ -134,41 +142,45 @@ bool poller::run_mailbox() {
 }
 
 void poller::run() {
-    uint64_t before = clock_ns();
+    last_round_ns_ = clock_ns();
     while (!stopping_) {
-        tracing_ = traced();
-        bool work = mail_.load(std::memory_order_acquire) && run_mailbox();
-        work |= reap();
-        work |= reap_nvme();
-        work |= retry_waiting();
-        const uint64_t now = clock_ns();
-        const size_t n = busy_.size();
-        for (size_t i = 0; i < n; i++) {
-            served_queue* q = busy_[(first_ + i) % n];
-            work |= poll_queue(*q, now);
-        }
-        if (left_round_)
-            leave_round();
-        first_ = n ? (first_ + 1) % n : 0; // when requests run out, another one is first next time
-        for (nvme_lane* lane : lanes_)
-            lane->engine.flush(); // one doorbell for the whole round
-        answer_done();
-        if (io_uring_sq_ready(&ring_)) {
-            uring_.flush();
-            work = true;
-        }
-        if (work)
-            add(stats_.busy_ns, now - before);
-        else if (!options_.spin_always)
-            rest_idle(now);
-        if (VQL_UNLIKELY(now - overdue_checked_ns_ > second_ns))
-            check_overdue(now);
-        before = now;
-        if (busy_.empty() && !work) {
-            sleep();
-            before = clock_ns();
-        }
+        if (round() || !busy_.empty())
+            continue;
+        sleep();
+        last_round_ns_ = clock_ns();
     }
+}
+
+bool poller::round() {
+    tracing_ = traced();
+    bool work = mail_.load(std::memory_order_acquire) && run_mailbox();
+    work |= reap();
+    work |= reap_nvme();
+    work |= retry_waiting();
+    const uint64_t now = clock_ns();
+    const size_t n = busy_.size();
+    for (size_t i = 0; i < n; i++) {
+        served_queue* q = busy_[(first_ + i) % n];
+        work |= poll_queue(*q, now);
+    }
+    if (left_round_)
+        leave_round();
+    first_ = n ? (first_ + 1) % n : 0; // when requests run out, another one is first next time
+    for (nvme_lane* lane : lanes_)
+        lane->engine.flush(); // one doorbell for the whole round
+    answer_done();
+    if (io_uring_sq_ready(&ring_)) {
+        uring_.flush();
+        work = true;
+    }
+    if (work)
+        add(stats_.busy_ns, now - last_round_ns_);
+    else if (!options_.spin_always)
+        rest_idle(now);
+    if (VQL_UNLIKELY(now - overdue_checked_ns_ > second_ns))
+        check_overdue(now);
+    last_round_ns_ = now;
+    return work;
 }
 
 // Queues that broke, or have no more to drain, leave the round, and only then are told to be

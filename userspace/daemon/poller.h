@@ -128,6 +128,11 @@ class poller {
     // Start the thread. Fails when the CPU is not ours or io_uring is not to be had.
     static result<std::unique_ptr<poller>> start(const options& o, event_loop& loop,
                                                  const target_table& targets);
+    // The same on the calling thread, which then turns the rounds itself: for benches.
+    static result<std::unique_ptr<poller>> open(const options& o, event_loop& loop,
+                                                const target_table& targets);
+    // One round. Returns whether there was any work.
+    bool round();
     // Ends the thread; all queues were removed before.
     ~poller();
 
@@ -187,16 +192,22 @@ class poller {
     bool poll_queue(served_queue& q, uint64_t now);
     request* allocate();
     void release(request& r);
+    void done(request& r) { done_[done_count_++] = &r; }
     bool take(served_queue& q, uint16_t head, uint64_t now);
+    uint32_t take_left_over(served_queue& q, uint32_t most, uint64_t now);
+    static int parse(virtqueue& vq, uint16_t head, request& r);
     void break_ring(served_queue& q, int error);
     void submit(request& r);
+    void submit_rest(request& r);
     void submit_flush(request& r);
     enum class taken : uint8_t { no_room, in_flight, done };
     taken submit_piece(request& r, target& t, uint64_t offset, uint64_t bytes);
+    taken submit_to_engine(request& r, target& t, uint64_t offset, uint64_t bytes);
     void advance(request& r, uint64_t bytes);
     void wait_for_room(request& r);
     void answer_done();
-    void answer(request& r, uint64_t now);
+    struct answer_run;
+    void answer(request& r);
     void log_writes(served_queue& q, request& r);
     void publish(served_queue& q);
     void interrupt(virtqueue& vq);
@@ -239,14 +250,16 @@ class poller {
     std::array<nvme_lane*, VQL_MAX_CONTROLLERS> nvme_{}; // by target::controller
     std::vector<nvme_lane*> lanes_;                      // the same, without gaps
     uint64_t overdue_checked_ns_ = 0;
+    uint64_t last_round_ns_ = 0; // when it looked at the clock
 
     mapping requests_;
     request* free_ = nullptr; // used before; those past fresh_ never were, and cost no memory
     size_t fresh_ = 0;
     request* waiting_head_ = nullptr;
     request* waiting_tail_ = nullptr;
-    bool room_made_ = false; // an engine finished something: those waiting may try again
-    std::vector<request*> done_;
+    bool room_made_ = false;           // an engine finished something: those waiting may try again
+    std::unique_ptr<request*[]> done_; // room for all there are
+    size_t done_count_ = 0;
     bool tracing_ = false; // somebody looks at our probes; as of this round's beginning
     std::vector<served_queue*> busy_;
     std::vector<served_queue*> to_publish_;
@@ -263,5 +276,20 @@ class poller {
     bool stopping_ = false;
     std::thread thread_;
 };
+
+// A piece of @r is done.
+inline void poller::finished(request& r, vql_status status) {
+    if (VQL_UNLIKELY(tracing_))
+        trace_device_done(r);
+    r.io.status = std::max(r.io.status, uint8_t(status));
+    r.parts--;
+    room_made_ = true;
+    if (r.io.status != VQL_STATUS_OK && !r.waiting)
+        r.left = 0;
+    if (r.left && !r.waiting)
+        submit_rest(r);
+    else if (!r.left && !r.parts)
+        done(r);
+}
 
 } // namespace vql

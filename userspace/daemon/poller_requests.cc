@@ -8,19 +8,68 @@
 
 namespace vql {
 
-// A piece of @r is done.
-void poller::finished(request& r, vql_status status) {
-    if (VQL_UNLIKELY(tracing_))
-        trace_device_done(r);
-    r.io.status = std::max(r.io.status, uint8_t(status));
-    r.parts--;
-    room_made_ = true;
-    if (r.io.status != VQL_STATUS_OK && !r.waiting)
-        r.left = 0;
-    if (r.left && !r.waiting)
-        submit(r);
-    else if (!r.left && !r.parts)
-        done_.push_back(&r);
+void poller::advance(request& r, uint64_t bytes) {
+    r.sector += bytes >> VQL_SECTOR_SHIFT;
+    r.left -= bytes;
+    r.skip += bytes;
+    while (r.nsegs && r.skip >= r.seg->bytes) {
+        r.skip -= r.seg->bytes;
+        r.seg++;
+        r.nsegs--;
+    }
+}
+
+[[gnu::always_inline]] inline poller::taken poller::submit_piece(request& r, target& t,
+                                                                 uint64_t offset, uint64_t bytes) {
+    if (t.kind == target_kind::null) {
+        r.io.status = std::max(r.io.status, uint8_t(null_engine::execute()));
+        if (VQL_UNLIKELY(tracing_)) {
+            trace_submit(r);
+            trace_device_done(r);
+        }
+        return taken::done;
+    }
+    return submit_to_engine(r, t, offset, bytes);
+}
+
+// Submit what is left of @r, as far as there is room. When all of it is done at once, or nothing of
+// it is in flight after an error, it is put on done_.
+[[gnu::always_inline]] inline void poller::submit(request& r) {
+    served_queue& q = *r.queue;
+
+    if (r.io.status != VQL_STATUS_OK)
+        r.left = 0; // a part failed, and so has the request
+    if (VQL_UNLIKELY(r.io.op == VQL_OP_FLUSH))
+        return submit_flush(r);
+    while (r.left) {
+        if (r.parts == max_parts)
+            return; // goes on when a part is done
+        const vql_remap to = vql_remap_lookup(&q.table, vql_extent_table_at, q.table.chunk_shift,
+                                              r.sector, r.left >> VQL_SECTOR_SHIFT);
+        if (VQL_UNLIKELY(tracing_))
+            trace_remap(r, to);
+        target* t =
+            to.verdict == VQL_SERVE ? targets_[to.target].load(std::memory_order_acquire) : nullptr;
+        if (VQL_UNLIKELY(!t)) {
+            r.io.status = VQL_STATUS_IOERR;
+            r.left = 0;
+            break;
+        }
+        const uint64_t bytes = to.sectors << VQL_SECTOR_SHIFT;
+        if (submit_piece(r, *t, to.sector << VQL_SECTOR_SHIFT, bytes) == taken::no_room)
+            return wait_for_room(r);
+        if (VQL_LIKELY(bytes == r.left)) {
+            r.left = 0;
+            break;
+        }
+        advance(r, bytes);
+    }
+    if (!r.parts)
+        done(r);
+}
+
+void poller::submit_rest(request& r) {
+    submit(r);
 }
 
 // Requests that found an engine full, first come first served. One that finds its engine full again
@@ -36,7 +85,7 @@ bool poller::retry_waiting() {
         request* const next = r->next;
         r->next = nullptr;
         r->waiting = false;
-        submit(*r);
+        submit_rest(*r);
         work |= !r->waiting;
         r = next;
     }
@@ -65,19 +114,75 @@ void poller::release(request& r) {
     free_ = &r;
 }
 
+// Fetch, validate and submit the chain at @head. False: there is no room, or the ring is broken.
+[[gnu::always_inline]] inline bool poller::take(served_queue& q, uint16_t head, uint64_t now) {
+    virtqueue& vq = *q.vq;
+    request* r = allocate();
+    if (!r)
+        return false;
+    int verdict = VQL_BLK_SUBMIT;
+    if (!vql_blk_take_plain(&vq.ring, &vq.mem, head, &vq.disk, &r->chain, &r->io, &r->answer)) {
+        verdict = parse(vq, head, *r);
+        if (VQL_UNLIKELY(verdict < 0)) {
+            release(*r);
+            break_ring(q, -verdict);
+            return false;
+        }
+    }
+    if (vq.inflight)
+        vq.inflight.take(head);
+    q.in_flight++;
+    r->queue = &q;
+    r->start_ns = now;
+    r->sector = r->io.sector;
+    r->left = r->io.bytes;
+    r->seg = r->io.seg;
+    r->nsegs = r->io.nsegs;
+    r->head = head;
+    r->parts = 0;
+    r->skip = 0;
+    r->waiting = false;
+    if (VQL_UNLIKELY(tracing_))
+        trace_fetch(*r);
+    if (verdict == VQL_BLK_ANSWERED) {
+        done(*r);
+        return true;
+    }
+    if (VQL_UNLIKELY(r->io.op == VQL_OP_FLUSH)) {
+        r->sector = 0; // index of the next target
+        r->left = q.targets.size();
+    }
+    submit(*r);
+    return true;
+}
+
+// What an earlier daemon had taken and not answered comes first, in its order: at most @most of it.
+uint32_t poller::take_left_over(served_queue& q, uint32_t most, uint64_t now) {
+    uint32_t n = 0;
+    for (; n < most && !q.all_resubmitted() && take(q, q.vq->resubmit[q.resubmitted], now); n++)
+        q.resubmitted++;
+    return n;
+}
+
+// Any chain: a verdict of vql_blk_parse(), or -enum vql_ring_error.
+int poller::parse(virtqueue& vq, uint16_t head, request& r) {
+    const int err = vql_chain_walk(&vq.ring, &vq.mem, head, &r.chain);
+    return VQL_UNLIKELY(err) ? err : vql_blk_parse(&r.chain, &vq.disk, &r.io, &r.answer);
+}
+
 // Fetch from one queue, at most a batch. Returns whether there was anything.
 bool poller::poll_queue(served_queue& q, uint64_t now) {
     virtqueue& vq = *q.vq;
     uint32_t room = std::min<uint32_t>(VQL_BATCH, vq.ring.num - q.in_flight);
+
     bool work = false;
 
-    // What an earlier daemon had taken and not answered comes first, in its order.
-    while (room && q.resubmitted < vq.resubmit.size()) {
-        if (!take(q, vq.resubmit[q.resubmitted], now))
-            return work;
-        q.resubmitted++;
-        room--;
-        work = true;
+    if (VQL_UNLIKELY(q.resubmitted < vq.resubmit.size())) {
+        const uint32_t n = take_left_over(q, room, now);
+        if (!q.all_resubmitted())
+            return n;
+        room -= n;
+        work = n;
     }
     if (VQL_UNLIKELY(q.now == served_queue::state::draining)) {
         left_round_ |= q.all_resubmitted();
@@ -95,59 +200,19 @@ bool poller::poll_queue(served_queue& q, uint64_t now) {
         break_ring(q, -pending);
         return work;
     }
-    for (uint32_t n = std::min(room, uint32_t(pending)); n; n--) {
-        if (!take(q, vql_ring_peek(&vq.ring), now))
-            break;
+    const uint32_t n = std::min(room, uint32_t(pending));
+    if (!n)
+        return work;
+    vql_ring_prefetch(&vq.ring, &vq.mem, n);
+    const uint16_t first = vq.ring.next_avail;
+    for (uint32_t i = 0; i < n && take(q, vql_ring_peek(&vq.ring), now); i++)
         vq.ring.next_avail++;
-        if (VQL_UNLIKELY(vq.limit != virtqueue::no_limit))
-            vq.limit--;
-        work = true;
-    }
+    if (VQL_UNLIKELY(vq.limit != virtqueue::no_limit))
+        vq.limit -= uint16_t(vq.ring.next_avail - first);
+    work |= vq.ring.next_avail != first;
     if (work)
         q.last_work_ns = now;
     return work;
-}
-
-// Fetch, validate and submit the chain at @head. False: there is no room, or the ring is broken.
-bool poller::take(served_queue& q, uint16_t head, uint64_t now) {
-    virtqueue& vq = *q.vq;
-    request* r = allocate();
-    if (!r)
-        return false;
-    int verdict = vql_chain_walk(&vq.ring, &vq.mem, head, &r->chain);
-    if (VQL_LIKELY(!verdict))
-        verdict = vql_blk_parse(&r->chain, &vq.disk, &r->io, &r->answer);
-    if (VQL_UNLIKELY(verdict < 0)) {
-        release(*r);
-        break_ring(q, -verdict);
-        return false;
-    }
-    if (vq.inflight)
-        vq.inflight.take(head);
-    q.in_flight++;
-    r->queue = &q;
-    r->start_ns = now;
-    r->sector = r->io.sector;
-    r->left = r->io.bytes;
-    r->seg = r->io.seg;
-    r->nsegs = r->io.nsegs;
-    r->head = head;
-    r->parts = 0;
-    r->skip = 0;
-    r->next = nullptr;
-    r->waiting = false;
-    if (VQL_UNLIKELY(tracing_))
-        trace_fetch(*r);
-    if (verdict == VQL_BLK_ANSWERED) {
-        done_.push_back(r);
-        return true;
-    }
-    if (r->io.op == VQL_OP_FLUSH) {
-        r->sector = 0; // index of the next target
-        r->left = q.targets.size();
-    }
-    submit(*r);
-    return true;
 }
 
 // The driver broke the rules in a way that cannot be answered: serve this ring no more.
@@ -161,38 +226,6 @@ void poller::break_ring(served_queue& q, int error) {
     loop_.post(q.broken);
 }
 
-// Submit what is left of @r, as far as there is room. When all of it is done at once, or nothing of
-// it is in flight after an error, it is put on done_.
-void poller::submit(request& r) {
-    served_queue& q = *r.queue;
-
-    if (r.io.status != VQL_STATUS_OK)
-        r.left = 0; // a part failed, and so has the request
-    if (r.io.op == VQL_OP_FLUSH)
-        return submit_flush(r);
-    while (r.left) {
-        if (r.parts == max_parts)
-            return; // goes on when a part is done
-        const vql_remap to = vql_remap_lookup(&q.table, vql_extent_table_at, q.table.chunk_shift,
-                                              r.sector, r.left >> VQL_SECTOR_SHIFT);
-        if (VQL_UNLIKELY(tracing_))
-            trace_remap(r, to);
-        target* t =
-            to.verdict == VQL_SERVE ? targets_[to.target].load(std::memory_order_acquire) : nullptr;
-        if (VQL_UNLIKELY(!t)) {
-            r.io.status = VQL_STATUS_IOERR;
-            r.left = 0;
-            break;
-        }
-        const uint64_t bytes = to.sectors << VQL_SECTOR_SHIFT;
-        if (submit_piece(r, *t, to.sector << VQL_SECTOR_SHIFT, bytes) == taken::no_room)
-            return wait_for_room(r);
-        advance(r, bytes);
-    }
-    if (!r.parts)
-        done_.push_back(&r);
-}
-
 void poller::submit_flush(request& r) {
     while (r.left) {
         if (r.parts == max_parts)
@@ -203,12 +236,11 @@ void poller::submit_flush(request& r) {
         r.left--;
     }
     if (!r.parts)
-        done_.push_back(&r);
+        done(r);
 }
 
-poller::taken poller::submit_piece(request& r, target& t, uint64_t offset, uint64_t bytes) {
-    const virtqueue& vq = *r.queue->vq;
-    piece p;
+// What every engine wants to know.
+static inline void fill(piece& p, request& r, target& t, uint64_t offset, uint64_t bytes) {
     p.owner = &r;
     p.where = &t;
     p.offset = offset;
@@ -218,51 +250,37 @@ poller::taken poller::submit_piece(request& r, target& t, uint64_t offset, uint6
     p.skip = r.skip;
     p.op = r.io.op;
     p.flags = r.io.flags;
-    p.durable = vq.durable;
+    p.durable = r.queue->vq->durable;
     p.bounced = &r.queue->stats->op[r.io.op].bounced;
-    bool room = true;
-    switch (t.kind) {
-    case target_kind::null:
-        r.io.status = std::max(r.io.status, uint8_t(null_engine::execute(p)));
-        if (VQL_UNLIKELY(tracing_)) {
-            trace_submit(r);
-            trace_device_done(r);
-        }
-        return taken::done;
-    case target_kind::nvme: {
+}
+
+poller::taken poller::submit_to_engine(request& r, target& t, uint64_t offset, uint64_t bytes) {
+    if (t.kind == target_kind::nvme) {
         nvme_lane* const lane = nvme_[t.controller];
-        p.dma = r.queue->dma[t.controller];
-        if (VQL_UNLIKELY(!lane || lane->dead || (r.nsegs && !p.dma))) {
+        const dma_view* const dma = r.queue->dma[t.controller];
+        if (VQL_UNLIKELY(!lane || lane->dead || (r.nsegs && !dma))) {
             r.io.status = VQL_STATUS_IOERR;
             return taken::done;
         }
-        room = lane->engine.submit(p);
-        break;
-    }
-    case target_kind::uring:
-        p.unpinnable = !vq.memory->pinnable();
+        piece* const p = lane->engine.room();
+        if (!p)
+            return taken::no_room;
+        fill(*p, r, t, offset, bytes);
+        p->dma = dma;
+        lane->engine.submit();
+    } else {
+        piece p;
+        fill(p, r, t, offset, bytes);
+        p.unpinnable = !r.queue->vq->memory->pinnable();
         if (!memory_.empty() && r.nsegs && r.seg->bytes - r.skip >= bytes)
             p.buffer = buffer_of(static_cast<uint8_t*>(r.seg->base) + r.skip, bytes);
-        room = uring_.submit(p);
-        break;
+        if (!uring_.submit(p))
+            return taken::no_room;
     }
-    if (!room)
-        return taken::no_room;
     if (VQL_UNLIKELY(tracing_))
         trace_submit(r);
     r.parts++;
     return taken::in_flight;
-}
-
-void poller::advance(request& r, uint64_t bytes) {
-    r.sector += bytes >> VQL_SECTOR_SHIFT;
-    r.left -= bytes;
-    r.skip += bytes;
-    while (r.nsegs && r.skip >= r.seg->bytes) {
-        r.skip -= r.seg->bytes;
-        r.seg++;
-        r.nsegs--;
-    }
 }
 
 int16_t poller::buffer_of(const void* base, uint64_t bytes) const {
@@ -275,23 +293,38 @@ int16_t poller::buffer_of(const void* base, uint64_t bytes) const {
     return -1;
 }
 
-// Answer everything on done_, then publish each queue's answers with one store and one interrupt.
-void poller::answer_done() {
-    if (done_.empty())
-        return;
-    const uint64_t now = clock_ns();
-    for (request* r : done_)
-        answer(*r, now);
-    add(stats_.requests, done_.size());
-    for (served_queue* q : to_publish_)
-        publish(*q);
-    to_publish_.clear();
-    if (VQL_UNLIKELY(tracing_))
-        trace_complete();
-    done_.clear();
-}
+// Requests that count alike: one update for all of them.
+struct poller::answer_run {
+    served_queue* queue;
+    uint64_t start_ns;
+    uint64_t bytes;
+    uint64_t count;
+    uint8_t op;
+    uint8_t status;
 
-void poller::answer(request& r, uint64_t now) {
+    bool same_as(const request& r) const {
+        return r.queue == queue && r.start_ns == start_ns && r.io.bytes == bytes && r.io.op == op &&
+               r.io.status == status;
+    }
+    void add_up(uint64_t now) const {
+        if (!count)
+            return;
+        vql_op_stats& s = queue->stats->op[op];
+        const uint64_t ns = now - start_ns;
+        add(s.count, count);
+        if (status == VQL_STATUS_OK)
+            add(s.bytes, count * bytes);
+        else
+            add(s.errors, count);
+        add(s.total_ns, count * ns);
+        if (ns > s.max_ns)
+            vql_write_once(&s.max_ns, __u64{ns});
+        add(s.latency[vql_latency_bucket(ns)], count);
+        add(s.size[vql_size_bucket(bytes)], count);
+    }
+};
+
+[[gnu::always_inline]] inline void poller::answer(request& r) {
     served_queue& q = *r.queue;
     virtqueue& vq = *q.vq;
     const uint32_t len = vql_blk_finish(&r.io, &r.answer);
@@ -306,23 +339,37 @@ void poller::answer(request& r, uint64_t now) {
         to_publish_.push_back(&q);
     }
     q.in_flight--;
-    q.last_work_ns = now;
-
-    vql_op_stats& s = q.stats->op[r.io.op];
-    const uint64_t ns = now - r.start_ns;
-    add(s.count, 1);
-    if (r.io.status == VQL_STATUS_OK)
-        add(s.bytes, r.io.bytes);
-    else
-        add(s.errors, 1);
-    add(s.total_ns, ns);
-    if (ns > s.max_ns)
-        vql_write_once(&s.max_ns, __u64{ns});
-    add(s.latency[vql_latency_bucket(ns)], 1);
-    add(s.size[vql_size_bucket(r.io.bytes)], 1);
     if (VQL_UNLIKELY(tracing_))
         trace_answer(r);
     release(r);
+}
+
+// Answer everything that is done, then publish each queue's answers with one store and one
+// interrupt.
+void poller::answer_done() {
+    if (!done_count_)
+        return;
+    const uint64_t now = clock_ns();
+    answer_run run{};
+    for (size_t i = 0; i < done_count_; i++) {
+        request& r = *done_[i];
+        if (!run.same_as(r)) {
+            run.add_up(now);
+            run = {r.queue, r.start_ns, r.io.bytes, 0, r.io.op, r.io.status};
+        }
+        run.count++;
+        answer(r);
+    }
+    run.add_up(now);
+    add(stats_.requests, done_count_);
+    for (served_queue* q : to_publish_) {
+        q->last_work_ns = now;
+        publish(*q);
+    }
+    to_publish_.clear();
+    if (VQL_UNLIKELY(tracing_))
+        trace_complete();
+    done_count_ = 0;
 }
 
 // A live migration is under way: tell which guest pages this answer writes. The used entry's is

@@ -60,9 +60,9 @@ void poller::trace_answer(request& r) {
 // be somebody else's by now.
 void poller::trace_complete() {
     const uint64_t now = clock_ns();
-    for (request* r : done_) {
-        r->trace.completed = now;
-        vql_probe_complete(&r->trace);
+    for (size_t i = 0; i < done_count_; i++) {
+        done_[i]->trace.completed = now;
+        vql_probe_complete(&done_[i]->trace);
     }
 }
 

@@ -3,14 +3,14 @@
 // an engine. A read leaves the guest's buffer as it was.
 #pragma once
 
-#include "engine/piece.h"
+#include <vqlane/io.h>
 
 namespace vql {
 
 class null_engine {
   public:
-    // Always takes the piece, and it is finished on return.
-    static vql_status execute(const piece&) { return VQL_STATUS_OK; }
+    // A piece is finished on return; there is always room.
+    static vql_status execute() { return VQL_STATUS_OK; }
 };
 
 } // namespace vql
