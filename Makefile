@@ -197,6 +197,7 @@ demo-host: kmod
 	$(Q)scripts/demo-host
 
 check: setup
+	$(Q)$(BUILD_ALL) $(BUILD)/tests/poll_cost
 	$(Q)scripts/check
 
 fuzz: setup
