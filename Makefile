@@ -136,6 +136,12 @@ $(BUILD)/tests/e2e_test: $(call obj,$(GUEST_SRC))
 $(BUILD)/tests/poll_cost: $(call obj,tests/bench/poll_cost.cc $(DAEMON_SRC) $(BASE_SRC))
 	$(call link,$(DAEMON_LIBS))
 
+# The tests' driver without the tests, and a load made of it.
+LOAD_SRC := tests/bench/load.cc $(addprefix tests/guest/,guest_memory.cc posix.cc vhost_user_client.cc \
+	vhost_user_transport.cc vhost_vdpa_client.cc vhost_vdpa_transport.cc)
+$(BUILD)/tests/bench: $(call obj,tests/bench/main.cc tests/bench/echo.cc $(LOAD_SRC))
+	$(call link,)
+
 # Programs that play a part in the VM: one C file each, on nothing but the kernel's interfaces.
 $(BUILD)/tests/vm/%: $(BUILD)/obj/tests/vm/programs/%.o
 	@echo "  LINK  $(@F)"
