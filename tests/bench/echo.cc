@@ -2,6 +2,7 @@
 #include "bench/echo.h"
 
 #include <cstring>
+#include <future>
 
 namespace vql::bench {
 
@@ -40,10 +41,14 @@ void echo_device::run(load& l) {
             r.status.push_back(memory_->as<uint8_t>(l.queue(q).status_gpa(uint16_t(head))));
         rings_.push_back(std::move(r));
     }
-    thread_ = std::thread([this] {
+    // It begins on this thread's CPU, which is about to be busy.
+    std::promise<void> there;
+    thread_ = std::thread([this, &there] {
         pin(cpu_);
+        there.set_value();
         serve();
     });
+    there.get_future().wait();
 }
 
 void echo_device::serve() {
