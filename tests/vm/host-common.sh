@@ -340,6 +340,21 @@ reads_back() {
 
 # ---- Guests ----
 
+# mounts_here DEVICE: the kernel's own file system and driver find every file as job blk's guest wrote it.
+mounts_here() {
+    mkdir -p /tmp/mount
+    mount -o ro,noload "$1" /tmp/mount || return
+    (cd /tmp/mount/data && sha256sum --quiet -c ../MANIFEST)
+    local status=$?
+    umount /tmp/mount && return $status
+}
+
+# guest_left DEVICE RESULT: what job blk's guest, which said RESULT, has left on the drive that the kernel has back.
+guest_left() {
+    check "outside of the guest: fsck, files and raw blocks are what it wrote" "$vm_dir/check-image" "$1" "$2"
+    check "and the kernel's ext4 on the kernel's nvme driver reads every file" mounts_here "$1"
+}
+
 # The boot-sector guest (bootsector.S) reads blocks 1… of its disk, changes them, and writes them further on.
 readonly boot_blocks=512
 
