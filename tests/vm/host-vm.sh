@@ -96,12 +96,19 @@ host_need() {
     "$vm_dir/initrd" "$host_kernel" "$vm_dir/host-init" "$host_initrd"
 }
 
+# host_count_instructions: before host_need: the VM is emulated and has one CPU, whose clock advances by a nanosecond
+# with each of its instructions, and with nothing else while it is not idle.
+host_count_instructions() {
+    export VQL_ACCEL=tcg VQL_TSC_KHZ=1000000
+    host_icount=yes
+}
+
 # host_start OUT IOMMU MEMORY SECONDS [EXTRA-DRIVES]: boots the host VM, which runs OUT/list, and sets vm_pid as vm_start
 # does. host_paths names further folders to show. OUT gets result, console, qemu.log. IOMMU is off, pt
 # (there, but passing through) or strict.
 host_start() {
     local out=$1 append
-    local -a iommu=()
+    local -a iommu=() cpus=("${vm_accel_args[@]}" -smp 2)
     append="console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off"
     append+=" vql.top=$top vql.out=$out vql.iommu=$2 vql.kernel=$host_kernel vql.paths=$VQL_BUILD:$host_kernel${host_paths:+:$host_paths}"
     case $2 in
@@ -111,6 +118,7 @@ host_start() {
     *) die "IOMMU is '$2', want off, pt or strict" ;;
     esac
     [[ $2 == off ]] || iommu=(-device 'intel-iommu,intremap=on')
+    [[ -z ${host_icount:-} ]] || cpus=("${vm_accel_args[@]/thread=multi/thread=single}" -smp 1 -icount shift=0)
     append+=" $vm_accel_append"
     mkdir -p "$out/images"
     vm_drives "$out/images" "${5:-}"
@@ -119,7 +127,7 @@ host_start() {
     # Unix sockets have short names: hence the cd.
     (cd "$out" && exec timeout --kill-after=5 "$4" qemu-system-x86_64 \
         -nodefaults -no-user-config -no-reboot -display none -monitor none \
-        "${vm_accel_args[@]}" -smp 2 -m "$3" -M q35,kernel-irqchip=split \
+        "${cpus[@]}" -m "$3" -M q35,kernel-irqchip=split \
         -global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off \
         "${iommu[@]}" \
         -chardev "file,id=console,path=$out/console" -serial chardev:console \
