@@ -73,7 +73,7 @@ TEST_PROGRAMS := $(BUILD)/tests/unit_test $(BUILD)/tests/e2e_test
 POLICIES := $(patsubst %,$(BUILD)/tests/vm/policies/%.bpf.o,quiet slot sector reserved straddle forged task endless \
 	newer sleepable empty no_op named two copy beyond stranger)
 VM_PROGRAMS := $(patsubst tests/vm/programs/%.c,$(BUILD)/tests/vm/%,$(wildcard tests/vm/programs/*.c)) \
-	$(BUILD)/tests/vm/bootsector $(POLICIES)
+	$(BUILD)/tests/vm/bootsector $(POLICIES) $(BUILD)/tests/vm/reader
 
 .PHONY: all tests vm-programs setup demo test kmod vm-test demo-host check fuzz install install-kmod clean FORCE
 .DELETE_ON_ERROR:
@@ -150,6 +150,11 @@ $(BUILD)/tests/vm/%: $(BUILD)/obj/tests/vm/programs/%.o
 $(BUILD)/obj/tests/vm/programs/%.o: CPPFLAGS += -D_GNU_SOURCE
 
 $(BUILD)/tests/vm/remap_load: LDFLAGS += -lbpf
+
+# With the tests' virtio-blk driver: what tests/bench/vm runs there.
+$(BUILD)/tests/vm/reader: $(call obj,tests/bench/vm/reader.cc $(patsubst %,tests/guest/%.cc,guest_memory posix \
+		virtqueue_driver blk_driver vhost_user_client vhost_user_transport vhost_vdpa_client vhost_vdpa_transport))
+	$(call link,-luring)
 
 $(POLICIES): $(BUILD)/tests/vm/policies/%.bpf.o: tests/vm/policies.bpf.c $(BUILD)/flags
 	@echo "  BPF   $< ($*)"
