@@ -7,10 +7,15 @@
 vm_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(cd "$vm_dir/../.." && pwd)
 : "${VQL_BUILD:=$top/build}"
+# How many times as slow as it should be the machine is taken for: what waits, waits as many times as long.
+: "${VQL_SLOWER:=1}"
 
 say() { printf '%s: [%3d s] %s\n' "${0##*/}" "$SECONDS" "$*"; }
 die() { printf '%s: error: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 skip() { printf '%s: skipped: %s\n' "${0##*/}" "$*"; exit 77; }
+
+# within SECONDS COMMAND…
+within() { timeout -k 5 $(($1 * VQL_SLOWER)) "${@:2}"; }
 
 # vm_missing: prints what a VM test needs and this machine lacks; nothing when all is there.
 vm_missing() {
@@ -177,7 +182,7 @@ daemon_start() {
     : >"$daemon_log"
     "$VQL_BUILD/vqlaned" --config "$1" >"$daemon_log" 2>&1 </dev/null &
     daemon_pid=$!
-    for ((tries = 0; tries < 400; tries++)); do
+    for ((tries = 0; tries < 400 * VQL_SLOWER; tries++)); do
         grep -q '^info: ready: ' "$daemon_log" && return 0
         kill -0 "$daemon_pid" 2>/dev/null || break
         sleep 0.05
@@ -186,12 +191,12 @@ daemon_start() {
     die "vqlaned did not become ready (its log is above)"
 }
 
-# daemon_stop: SIGTERM, and SIGKILL when it has not gone after 10 s. Returns the daemon's exit status.
+# daemon_stop: SIGTERM, and SIGKILL when it has not gone after 10 s (VQL_SLOWER times that). Returns the daemon's exit status.
 daemon_stop() {
     local tries
     [[ -n ${daemon_pid:-} ]] || return 0
     kill -TERM "$daemon_pid" 2>/dev/null || true
-    for ((tries = 0; tries < 100; tries++)); do
+    for ((tries = 0; tries < 100 * VQL_SLOWER; tries++)); do
         kill -0 "$daemon_pid" 2>/dev/null || break
         sleep 0.1
     done
@@ -206,10 +211,10 @@ daemon_stop() {
 # (OUT/map.json).
 disk_stats() {
     local -a map=()
-    timeout 10 "$VQL_BUILD/vqlane" --socket "$run_dir/control.sock" --json stats vm1 >"$1/stats.json"
+    within 10 "$VQL_BUILD/vqlane" --socket "$run_dir/control.sock" --json stats vm1 >"$1/stats.json"
     if [[ -e $bpf_dir/vm1/stats ]]; then
         map=("$1/map.json")
-        PATH=$PATH:/usr/sbin timeout 10 bpftool -j map dump pinned "$bpf_dir/vm1/stats" >"${map[0]}"
+        PATH=$PATH:/usr/sbin within 10 bpftool -j map dump pinned "$bpf_dir/vm1/stats" >"${map[0]}"
     fi
     "$vm_dir/check-stats" "$1/stats.json" "$2" "${map[@]}"
 }

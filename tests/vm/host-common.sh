@@ -101,9 +101,10 @@ vql_end() {
 trap 'record fail "$0, line $LINENO: status $?: $BASH_COMMAND"' ERR
 trap 'vql_end $?' EXIT
 
-# wait_for SECONDS COMMAND…: until it succeeds; false when time is up.
+# wait_for SECONDS COMMAND…: until it succeeds; false when time is up. As with all limits of a case, these are
+# seconds of the usual kernel (VQL_SLOWER).
 wait_for() {
-    local until=$((SECONDS + $1))
+    local until=$((SECONDS + $1 * VQL_SLOWER))
     shift
     until "$@" >/dev/null 2>&1; do
         ((SECONDS <= until)) || { echo "not within the time: $*"; return 1; }
@@ -124,7 +125,7 @@ monitor() {
         stty -F /dev/ttyS2 raw -echo
         printf '\377{"execute":"qmp_capabilities"}\n{"execute":"human-monitor-command","arguments":{"command-line":"%s"},"id":%s}\n' \
             "${*//\"/\\\"}" "$id" >&4
-        while read -r -t 20 -u 4 line; do
+        while read -r -t $((20 * VQL_SLOWER)) -u 4 line; do
             [[ $line == *"\"id\": $id"* ]] || continue
             answer=$line
             break
@@ -369,7 +370,7 @@ boot_prepare() {
 boot_guest() {
     local seconds=$1 status=0 said
     shift
-    timeout -k 5 "$seconds" qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
+    within "$seconds" qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
         -accel tcg,thread=single -cpu qemu64 -m 64M -serial "file:$VQL_OUT/boot.said" "$@" </dev/null || status=$?
     said=$(tr -d '\r\0' <"$VQL_OUT/boot.said")
     is "$status: $said" "0: done"

@@ -72,12 +72,14 @@ vm_drives() {
     done
 }
 
-# host_need KERNEL: dies or skips unless a VM with scripts/kernel's KERNEL, host or debug, can be booted.
+# host_need KERNEL: dies or skips unless a VM with scripts/kernel's KERNEL, host or debug, can be booted. The
+# debug kernel does several times the work for the same instructions, hence VQL_SLOWER.
 host_need() {
     local -a missing
     local status=0 guest_kernel
     host_suffix=
     [[ $1 == host ]] || host_suffix=-$1
+    [[ $1 != debug ]] || VQL_SLOWER=$((VQL_SLOWER * 8))
     mapfile -t missing < <(vm_missing)
     ((${#missing[@]} == 0)) || skip "no ${missing[*]}: run scripts/setup"
     host_kernel=$("$top/scripts/kernel" "$1") || status=$?
@@ -110,7 +112,7 @@ host_start() {
     local out=$1 append
     local -a iommu=() cpus=("${vm_accel_args[@]}" -smp 2)
     append="console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off"
-    append+=" vql.top=$top vql.out=$out vql.iommu=$2 vql.kernel=$host_kernel vql.paths=$VQL_BUILD:$host_kernel${host_paths:+:$host_paths}"
+    append+=" vql.top=$top vql.out=$out vql.iommu=$2 vql.slower=$VQL_SLOWER vql.kernel=$host_kernel vql.paths=$VQL_BUILD:$host_kernel${host_paths:+:$host_paths}"
     case $2 in
     off) ;;
     pt) append+=" intel_iommu=on iommu=pt" ;;
@@ -159,6 +161,9 @@ host_script() {
     : >"$out/$name/log"
     printf 'export VQL_TOP=%q VQL_BUILD=%q VQL_KERNEL=%q VQL_OUT=%q VQL_KMOD=%q\n' \
         "$top" "$VQL_BUILD" "$host_kernel" "$out/$name" "$top/build/kmod${host_suffix}/vqlane.ko" >"$out/$name/script"
+    # What repeats a run, or makes it longer or shorter.
+    printf '%s\n' ${VQL_SEED:+"export VQL_SEED=$VQL_SEED"} ${VQL_TEST_SCALE:+"export VQL_TEST_SCALE=$VQL_TEST_SCALE"} \
+        >>"$out/$name/script"
     # A guest in the VM is emulated, however the VM itself runs.
     printf 'export VQL_ACCEL=tcg VQL_GUEST_INITRD=%q VQL_TSC_KHZ=%q VQL_GUEST_FILES=24\ncd "$VQL_OUT"\nexec bash' \
         "$host_guest_initrd" "${VQL_TSC_KHZ:-}" >>"$out/$name/script"

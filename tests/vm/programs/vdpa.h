@@ -61,10 +61,17 @@ static inline long must(long result, const char* what) {
 }
 #define MUST(call) must((long)(call), #call)
 
+// How many times as long to wait: the debug kernel is slow.
+static inline double patience(void) {
+    const char* slower = getenv("VQL_SLOWER");
+
+    return slower ? atof(slower) : 1;
+}
+
 // Within @seconds?
 #define SOON(seconds, cond)                                                                        \
     __extension__({                                                                                \
-        double until_ = now_s() + (seconds);                                                       \
+        double until_ = now_s() + (seconds)*patience();                                            \
         bool seen_;                                                                                \
         while (!(seen_ = (cond)) && now_s() < until_)                                              \
             usleep(2000);                                                                          \
