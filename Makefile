@@ -6,12 +6,15 @@
 #   make kmod       the kernel module, build/kmod/vqlane.ko, for KDIR (default: Debian's Linux 6.12)
 #   make vm-test    module, daemon and guests in a VM with NVMe drives; CASE=name runs one
 #   make demo-host  the same as one story, told as it goes
+#   make bench      vqlaned beside its peer and the floor: a table, and build/bench/report.html
 #   make check      formatting, lint, licences, include directions
 #   make fuzz       libFuzzer targets, FUZZ_SECONDS each (default 60)
 #   make install    into DESTDIR/PREFIX; make install-kmod: the module's sources, for dkms
 #   make clean
 # Variables: SAN=address,undefined or SAN=thread builds with sanitizers (in build/asan, build/tsan);
 # KERNEL=debug takes a kernel that checks itself (KASAN, lockdep, kmemleak) for kmod and vm-test;
+# BENCH="null interrupts file scale vm" chooses parts of the bench (vm only by name), BENCH_SECONDS and
+# BENCH_ROUNDS how long they take;
 # CXX, CC, CLANG; V=1 shows commands; TESTS=unit|e2e|guest runs a part of the tests.
 
 CXX ?= g++
@@ -75,7 +78,7 @@ POLICIES := $(patsubst %,$(BUILD)/tests/vm/policies/%.bpf.o,quiet slot sector re
 VM_PROGRAMS := $(patsubst tests/vm/programs/%.c,$(BUILD)/tests/vm/%,$(wildcard tests/vm/programs/*.c)) \
 	$(BUILD)/tests/vm/bootsector $(POLICIES) $(BUILD)/tests/vm/reader
 
-.PHONY: all tests vm-programs setup demo test kmod vm-test demo-host check fuzz install install-kmod clean FORCE
+.PHONY: all tests vm-programs setup demo test kmod vm-test demo-host bench check fuzz install install-kmod clean FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -206,6 +209,13 @@ vm-test: kmod
 demo-host: kmod
 	$(Q)$(BUILD_ALL) all
 	$(Q)scripts/demo-host
+
+BENCH ?=
+BENCH_SECONDS ?= 0.5
+BENCH_ROUNDS ?= 5
+bench: setup
+	$(Q)$(BUILD_ALL) all $(BUILD)/tests/bench $(BUILD)/tests/poll_cost
+	$(Q)tests/bench/run --seconds $(BENCH_SECONDS) --rounds $(BENCH_ROUNDS) $(BENCH)
 
 check: setup
 	$(Q)$(BUILD_ALL) $(BUILD)/tests/poll_cost
