@@ -61,7 +61,10 @@ BASE_SRC := $(wildcard userspace/base/*.cc)
 TRACE_SRC := userspace/ebpf/trace.cc
 DAEMON_SRC := $(filter-out %/main.cc,$(wildcard userspace/daemon/*.cc)) \
 	$(wildcard userspace/frontend/*.cc userspace/engine/*.cc) $(filter-out $(TRACE_SRC),$(wildcard userspace/ebpf/*.cc))
-CLI_SRC := $(filter-out %/main.cc,$(wildcard userspace/cli/*.cc)) $(TRACE_SRC)
+# The tests' driver without the tests, and a load made of it: what `vqlane bench` measures with.
+LOAD_SRC := tests/bench/load.cc tests/bench/report.cc $(addprefix tests/guest/,guest_memory.cc posix.cc \
+	vhost_user_client.cc vhost_user_transport.cc vhost_vdpa_client.cc vhost_vdpa_transport.cc)
+CLI_SRC := $(filter-out %/main.cc,$(wildcard userspace/cli/*.cc)) $(TRACE_SRC) $(LOAD_SRC)
 UNIT_SRC := $(wildcard tests/unit/*.cc tests/bpf/*.cc) tests/fuzz/ring_fuzz.cc tests/fuzz/vhost_user_fuzz.cc
 UNIT_C := $(wildcard tests/unit/*.c)
 GUEST_SRC := $(wildcard tests/guest/*.cc)
@@ -139,9 +142,6 @@ $(BUILD)/tests/e2e_test: $(call obj,$(GUEST_SRC))
 $(BUILD)/tests/poll_cost: $(call obj,tests/bench/poll_cost.cc $(DAEMON_SRC) $(BASE_SRC))
 	$(call link,$(DAEMON_LIBS))
 
-# The tests' driver without the tests, and a load made of it.
-LOAD_SRC := tests/bench/load.cc $(addprefix tests/guest/,guest_memory.cc posix.cc vhost_user_client.cc \
-	vhost_user_transport.cc vhost_vdpa_client.cc vhost_vdpa_transport.cc)
 $(BUILD)/tests/bench: $(call obj,tests/bench/main.cc tests/bench/echo.cc $(LOAD_SRC))
 	$(call link,)
 

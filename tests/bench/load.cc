@@ -390,10 +390,11 @@ void pin(int cpu) {
         throw guest_error("CPU " + std::to_string(cpu) + ": " + std::strerror(err));
 }
 
-std::unique_ptr<transport> connect(const std::string& path) {
-    if (path.rfind("/dev/", 0) == 0)
-        return std::make_unique<vhost_vdpa_transport>(path);
+std::unique_ptr<transport> connect(const std::string& path, milliseconds timeout) {
+    if (path.rfind("/dev/vhost-vdpa", 0) == 0)
+        return std::make_unique<vhost_vdpa_transport>(path, timeout);
     vhost_user_options o;
+    o.timeout = timeout;
     return std::make_unique<vhost_user_transport>(path, o);
 }
 

@@ -132,6 +132,7 @@ class load {
 void pin(int cpu);
 
 // A transport to the vhost-user socket or the vhost-vdpa device at @path.
-std::unique_ptr<guest::transport> connect(const std::string& path);
+std::unique_ptr<guest::transport> connect(const std::string& path,
+                                          guest::milliseconds timeout = guest::default_timeout());
 
 } // namespace vql::bench

@@ -6,7 +6,7 @@
 //   distance A B   how long a cache line takes from one CPU to the other and back
 //   remap CHUNKS   how long a look-up takes in a table of so many
 #include "bench/echo.h"
-#include "bench/load.h"
+#include "bench/report.h"
 
 #include <CLI/CLI.hpp>
 #include <chrono>
@@ -20,35 +20,6 @@ namespace {
 using namespace vql::bench;
 using nlohmann::json;
 using clock = std::chrono::steady_clock;
-
-json report(const load_result& r, const load_options& o) {
-    json histogram = json::array();
-    for (const auto& [floor, count] : r.latency.buckets())
-        histogram.push_back({floor, count});
-    const double per_second = double(r.requests) / r.seconds;
-    return {{"iops", per_second},
-            {"mb_s", per_second * o.block_bytes / 1e6},
-            {"requests", r.requests},
-            {"all_requests", r.all_requests},
-            {"seconds", r.seconds},
-            {"errors", r.errors},
-            {"latency_ns",
-             {{"avg", r.latency.average()},
-              {"p50", r.latency.percentile(0.5)},
-              {"p99", r.latency.percentile(0.99)},
-              {"p99_9", r.latency.percentile(0.999)},
-              {"max", r.latency.max()}}},
-            {"histogram", histogram},
-            {"answers_per_look", r.looks ? double(r.requests) / double(r.looks) : 0},
-            {"server_cpu_ns_per_request", r.server_cpu_ns < 0 || !r.requests
-                                              ? json()
-                                              : json(r.server_cpu_ns / double(r.requests))},
-            {"contended", r.contended()},
-            {"contention",
-             {{"driver_wait_ms", r.driver_wait_ns / 1e6},
-              {"server_wait_ms", r.server_wait_ns / 1e6},
-              {"steal_ms", r.steal_ns / 1e6}}}};
-}
 
 json distance(int a, int b) {
     constexpr uint64_t rounds = 200000;
@@ -88,9 +59,7 @@ json remap(uint64_t chunks, bool sequential) {
         const auto begin = clock::now();
         for (uint64_t i = 0; i < look_ups; i++) {
             random = random * 6364136223846793005u + 1442695040888963407u;
-            const uint64_t at =
-                sequential ? i % all
-                           : ((random >> 32) * all) >> 32;
+            const uint64_t at = sequential ? i % all : ((random >> 32) * all) >> 32;
             const vql_remap to =
                 vql_remap_lookup(&table, vql_extent_table_at, shift, at * sectors, sectors);
             sum += to.sector + to.target;
@@ -144,24 +113,14 @@ int main(int argc, char** argv) {
     std::string target;
     int cpu = -1, echo_cpu = 1, a = 0, b = 1;
     uint64_t chunks = 0;
-    bool sequential = false, direct = false;
+    bool sequential = false;
     std::vector<std::string> sockets;
 
     CLI::App& l = *app.add_subcommand("load", "a load on a device");
     l.add_option("TARGET", target, "a vhost-user socket, /dev/vhost-vdpa-N, or echo")->required();
-    l.add_option("--queues", o.queues)->check(CLI::Range(1, 64));
-    l.add_option("--depth", o.depth, "requests under way on each queue")
-        ->check(CLI::Range(1, 1024));
-    l.add_option("--block-size", o.block_bytes)->check(CLI::Range(512, 16 << 20));
+    define_load_options(l, o, cpu);
     l.add_option("--read-percent", o.read_percent)->check(CLI::Range(0, 100));
-    l.add_flag("--sequential", o.sequential);
-    l.add_flag("--direct", direct, "direct descriptors; default: indirect tables");
-    l.add_flag("--interrupts", o.interrupts, "sleep until interrupted");
-    l.add_option("--seconds", o.seconds)->check(CLI::Range(0.01, 3600.0));
-    l.add_option("--warmup", o.warmup)->check(CLI::Range(0.0, 60.0));
-    l.add_option("--cpu", cpu, "of the driver");
     l.add_option("--echo-cpu", echo_cpu, "of the echo");
-    l.add_option("--server-pid", o.server_pid, "whose CPU time to take");
     CLI::App& at = *app.add_subcommand("attach", "idle clients, until standard input ends");
     at.add_option("SOCKET", sockets)->required();
     CLI::App& d = *app.add_subcommand("distance", "between two CPUs");
@@ -171,7 +130,6 @@ int main(int argc, char** argv) {
     r.add_option("CHUNKS", chunks)->required()->check(CLI::Range(1ull, 1ull << 28));
     r.add_flag("--sequential", sequential);
     CLI11_PARSE(app, argc, argv);
-    o.indirect = !direct;
     try {
         if (at)
             return attach(sockets);

@@ -16,7 +16,7 @@ vhost_user_transport::vhost_user_transport(std::string path, const vhost_user_op
 
 void vhost_user_transport::reconnect() {
     client_.reset();
-    client_.emplace(path_);
+    client_.emplace(path_, options_.timeout);
     uint64_t features = client_->get_features();
     if ((features & bit(feature_protocol)) != 0) {
         client_->set_protocol_features(client_->get_protocol_features() &

@@ -6,8 +6,8 @@
 
 namespace vql::guest {
 
-vhost_vdpa_transport::vhost_vdpa_transport(std::string path)
-    : path_(std::move(path)), config_call_(make_eventfd()) {
+vhost_vdpa_transport::vhost_vdpa_transport(std::string path, milliseconds timeout)
+    : path_(std::move(path)), timeout_(timeout), config_call_(make_eventfd()) {
     reconnect();
 }
 
@@ -19,7 +19,7 @@ void vhost_vdpa_transport::disconnect() {
 
 void vhost_vdpa_transport::reconnect() {
     disconnect();
-    client_.emplace(path_);
+    client_.emplace(path_, timeout_);
 }
 
 void vhost_vdpa_transport::set_status(uint8_t status) {

@@ -9,7 +9,7 @@ namespace vql::guest {
 
 class vhost_vdpa_transport : public transport {
   public:
-    explicit vhost_vdpa_transport(std::string path);
+    explicit vhost_vdpa_transport(std::string path, milliseconds timeout = default_timeout());
 
     vhost_vdpa_client& client() { return *client_; }
 
@@ -52,6 +52,7 @@ class vhost_vdpa_transport : public transport {
     void map_slot(uint64_t gpa, uint64_t bytes);
 
     std::string path_;
+    milliseconds timeout_; // for the node to be there and free
     unique_fd config_call_;
     std::optional<vhost_vdpa_client> client_;
     const guest_memory* memory_ = nullptr;

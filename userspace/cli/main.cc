@@ -3,6 +3,7 @@
 // answer into a table; what is right and wrong is for the daemon to say. Commands about the
 // machine's drives need no daemon.
 #include "base/size.h"
+#include "cli/bench.h"
 #include "cli/client.h"
 #include "cli/device_bind.h"
 #include "cli/disk.h"
@@ -268,6 +269,23 @@ void define_top(CLI::App& app, command_line& line) {
     });
 }
 
+void define_bench(CLI::App& app, command_line& line) {
+    CLI::App& bench =
+        *app.add_subcommand("bench", "put a load on a disk, and measure it; no daemon");
+    auto given = std::make_shared<vql::bench_options>();
+    vql::define_bench_options(bench, *given);
+    bench.callback([&line, given] {
+        if (given->write_percent && !given->destroy_data)
+            throw CLI::ValidationError("--write", "overwrites what is on the disk; if that may be "
+                                                  "lost, add --destroy-data");
+        given->as_json = line.as_json;
+        line.local = [given] {
+            const auto text = vql::bench_disk(*given);
+            return text ? print(*text) : failed(text.failure().text);
+        };
+    });
+}
+
 // Rows for people. @before: an earlier result of a watched command, or null.
 std::string render(const command_line& line, const json& value, const json& before,
                    double seconds) {
@@ -328,13 +346,13 @@ int parse_and_run(int argc, char** argv) {
     app.failure_message([](const CLI::App*, const CLI::Error& e) {
         return std::string("vqlane: ") + e.what() +
                "\nCommands: disk list, disk add, disk rm, disk resize, disk policy, stats, top, "
-               "trace, device "
-               "list, device bind, device unbind; each has --help.\n";
+               "trace, bench, device list, device bind, device unbind; each has --help.\n";
     });
     define_disk(app, line.request);
     define_stats(app, line);
     define_top(app, line);
     define_trace(app, line);
+    define_bench(app, line);
     define_device(app, line);
     try {
         app.parse(argc, argv);
