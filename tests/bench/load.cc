@@ -41,13 +41,33 @@ uint64_t ticks() {
 }
 #endif
 
+// Both clocks at one time.
+struct instant {
+    uint64_t ns, tick;
+};
+
+// Where the least time passed between the two readings: nobody else had the CPU then.
+instant read_clocks() {
+    instant best{};
+    uint64_t least = UINT64_MAX;
+    for (int i = 0; i < 50; i++) {
+        const uint64_t before = ticks(), ns = monotonic_ns(), took = ticks() - before;
+        if (took < least) {
+            least = took;
+            best = {ns, before + took / 2};
+        }
+    }
+    return best;
+}
+
 // Nanoseconds that one tick lasts.
 double tick_ns() {
     static const double value = [] {
-        const uint64_t ns = monotonic_ns(), t = ticks();
-        while (monotonic_ns() - ns < 20000000) {
+        const instant begin = read_clocks();
+        while (monotonic_ns() - begin.ns < 20000000) {
         }
-        return double(monotonic_ns() - ns) / double(ticks() - t);
+        const instant end = read_clocks();
+        return double(end.ns - begin.ns) / double(end.tick - begin.tick);
     }();
     return value;
 }
@@ -116,7 +136,7 @@ uint64_t histogram::percentile(double part) const {
     for (unsigned i = 0; i < count_.size(); i++) {
         seen += count_[i];
         if (seen >= wanted && seen)
-            return std::min(least(i + 1) - 1, max_);
+            return std::min(middle(i), max_);
     }
     return max_;
 }
@@ -127,6 +147,18 @@ std::vector<std::pair<uint64_t, uint64_t>> histogram::buckets() const {
         if (count_[i])
             all.emplace_back(least(i), count_[i]);
     return all;
+}
+
+histogram histogram::scaled(double factor) const {
+    histogram out;
+    for (unsigned i = 0; i < count_.size(); i++)
+        if (count_[i])
+            out.count_[index(uint64_t(std::min(double(middle(i)), double(max_)) * factor))] +=
+                count_[i];
+    out.total_ = total_;
+    out.sum_ = uint64_t(double(sum_) * factor);
+    out.max_ = uint64_t(double(max_) * factor);
+    return out;
 }
 
 load_queue::load_queue(guest_memory& memory, const load_options& o, uint64_t blocks, unsigned seed)
@@ -323,11 +355,13 @@ load_result load::run() {
     std::optional<reading> begin;
     uint64_t end = ticks() + in_ticks(options_.warmup);
     uint64_t last_answer = ticks();
+    bool answered = false; // since the clock was looked at
     for (unsigned spins = 0, idle = 0;; spins++) {
         unsigned n = 0;
         for (auto& q : queues_)
             n += q->turn(ticks, true, *r);
         idle = n ? 0 : idle + 1;
+        answered |= n != 0;
         if (options_.interrupts && !n) {
             bool sleep = true;
             for (auto& q : queues_)
@@ -344,7 +378,8 @@ load_result load::run() {
         if (!n && idle % 256 && !options_.interrupts)
             continue;
         const uint64_t now = ticks();
-        last_answer = n ? now : last_answer;
+        last_answer = answered ? now : last_answer;
+        answered = false;
         if (now - last_answer > in_ticks(10))
             throw timeout_error("the device did not answer within 10 s");
         if (now < end)
@@ -352,6 +387,10 @@ load_result load::run() {
         if (begin)
             break;
         begin.emplace(options_.server_pid);
+        // What was answered during that reading waited for us, not for the device.
+        for (auto& q : queues_)
+            q->turn(ticks, true, *r);
+        begin->at = monotonic_ns();
         r = counted.get();
         end = ticks() + in_ticks(options_.seconds);
     }
@@ -367,8 +406,7 @@ load_result load::run() {
                 throw timeout_error("requests were not answered at the end");
         }
     load_result out;
-    for (const auto& [floor, count] : counted->latency.buckets())
-        out.latency.add(uint64_t(double(floor) * per_tick), count);
+    out.latency = counted->latency.scaled(per_tick);
     out.requests = counted->requests;
     out.all_requests = warm->requests + counted->requests + rest.requests;
     out.errors = warm->errors + counted->errors + rest.errors;

@@ -30,7 +30,7 @@ struct load_options {
     int server_pid = 0; // whose CPU time to take; 0: nobody's
 };
 
-// Latencies in ns: exact below 128, within 1/64 above.
+// Times: exact below 256, within 1/128 above.
 class histogram {
   public:
     void add(uint64_t ns, uint64_t count) {
@@ -42,13 +42,15 @@ class histogram {
     uint64_t total() const { return total_; }
     double average() const { return total_ ? double(sum_) / double(total_) : 0; }
     uint64_t max() const { return max_; }
-    // The latency that @part (0…1) of all do not exceed.
+    // The time that @part (0…1) of all do not exceed: the middle of its bucket.
     uint64_t percentile(double part) const;
-    // (least latency, count), of those that have any.
+    // (least time, count), of those that have any.
     std::vector<std::pair<uint64_t, uint64_t>> buckets() const;
+    // In another unit, of which @factor make one of this. Average and maximum stay exact.
+    histogram scaled(double factor) const;
 
   private:
-    static constexpr unsigned bits = 6;
+    static constexpr unsigned bits = 7;
     static unsigned index(uint64_t ns) {
         if (ns < 2u << bits)
             return unsigned(ns);
@@ -56,6 +58,9 @@ class histogram {
         return ((log - bits) << bits) + unsigned(ns >> (log - bits));
     }
     static uint64_t least(unsigned index);
+    static uint64_t middle(unsigned index) {
+        return least(index) + (least(index + 1) - least(index)) / 2;
+    }
     std::array<uint64_t, (65 - bits) << bits> count_{};
     uint64_t total_ = 0, sum_ = 0, max_ = 0;
 };
