@@ -271,7 +271,8 @@ def chart(title, x_label, series, x_form, y_form, y_log, x_ticks=None):
     for i, (name, points) in enumerate(series):
         line = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
         out.append(f'<polyline points="{line}" fill="none" stroke="{SERVERS[name]}" stroke-width="2"/>'
-                   f'<text x="{left + 10}" y="{top + 16 + 16 * i}" fill="{SERVERS[name]}">{html.escape(name)}</text>')
+                   f'<text x="{width - right - 10}" y="{height - bottom - 12 - 16 * i}" fill="{SERVERS[name]}" class="end">'
+                   f'{html.escape(name)}</text>')
     out.append("</svg>")
     return "".join(out)
 
@@ -286,8 +287,8 @@ def latency_cdf(point, which, server):
     for floor in sorted(counts):
         seen += counts[floor]
         points.append((max(floor, 1), seen / total))
-    # The last hundred-thousandth is long and flat.
-    return [p for i, p in enumerate(points) if i == 0 or points[i - 1][1] < 0.99999]
+    # The last ten-thousandth is long and flat.
+    return [p for i, p in enumerate(points) if i == 0 or points[i - 1][1] < 0.9999]
 
 
 def charts(report):

@@ -21,6 +21,10 @@ class BenchError(Exception):
     """Its text names the thing and the fix."""
 
 
+class Starved(BenchError):
+    """A run in which nothing was answered, since others had the CPUs."""
+
+
 def tail(path, lines=12):
     try:
         return "\n".join("    " + line for line in path.read_text(errors="replace").splitlines()[-lines:])
@@ -104,15 +108,17 @@ class Programs:
                               text=True) as process:
             until = time.monotonic() + seconds + PATIENCE
             waited, stolen = 0, stolen_ns()
-            while True:
-                try:
-                    out, error = process.communicate(timeout=0.05)
-                    break
-                except subprocess.TimeoutExpired:
-                    waited = max(waited, cpu_ns(process.pid)[1])
-                if time.monotonic() > until:
-                    process.kill()
-                    raise BenchError(f"no end after {seconds + PATIENCE:.0f} s: {' '.join(command)}") from None
+            try:
+                while True:
+                    try:
+                        out, error = process.communicate(timeout=0.05)
+                        break
+                    except subprocess.TimeoutExpired:
+                        waited = max(waited, cpu_ns(process.pid)[1])
+                    if time.monotonic() > until:
+                        raise BenchError(f"no end after {seconds + PATIENCE:.0f} s: {' '.join(command)}")
+            finally:
+                process.kill()  # of no effect on one that has ended
         if process.returncode:
             raise BenchError(f"status {process.returncode} from {' '.join(command)}:\n    {error.strip()[-1000:]}")
         try:
@@ -136,8 +142,11 @@ class Programs:
             words += ["--server-pid", server.pid]
         # A fifth of the time is enough to fill the caches and the peer's adaptive polling.
         warm_up = max(0.02, min(0.2, seconds / 5))
-        return self.bench("load", target, "--cpu", self.driver_cpu, "--echo-cpu", self.server_cpu,
-                          "--seconds", seconds, "--warmup", warm_up, *words, seconds=seconds + warm_up)
+        out = self.bench("load", target, "--cpu", self.driver_cpu, "--echo-cpu", self.server_cpu,
+                         "--seconds", seconds, "--warmup", warm_up, *words, seconds=seconds + warm_up)
+        if not out["iops"]:
+            raise Starved(f"{target} answered nothing in {seconds} s")
+        return out
 
     def vqlaned(self, name, targets, disks, spin_us=None):
         """@targets and @disks: the configuration's tables, as dicts."""
@@ -187,8 +196,10 @@ class Programs:
         said = self.json_of(command, seconds * 1.2)
         out = said["jobs"][0]
         read = out["read"]
-        if out["error"] or not read["total_ios"]:
-            raise BenchError(f"fio read nothing from {path} (error {out['error']})")
+        if out["error"]:
+            raise BenchError(f"fio cannot read {path}: {os.strerror(out['error'])}")
+        if not read["total_ios"]:
+            raise Starved(f"fio read nothing from {path} in {seconds} s")
         latency = read["clat_ns"]["percentile"]
         busy = out["usr_cpu"] + out["sys_cpu"]
         return {"iops": read["iops"], "mb_s": read["bw_bytes"] / 1e6, "requests": read["total_ios"],
