@@ -95,11 +95,14 @@ class Programs:
         self.bpf_dirs = []
         self.running = []
 
-    def close(self):
-        for one in reversed(self.running):
-            one.end()
+    def end(self):
+        """Ends all that was started, and leaves nothing of it."""
+        while self.running:
+            self.running.pop().end()
         for pins in self.bpf_dirs:
             shutil.rmtree(pins, ignore_errors=True)  # of a daemon that did not end by itself
+        for folder in self.folder.iterdir():
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
 
     def json_of(self, command, seconds):
         """The JSON object that @command prints, which takes @seconds when nothing is wrong, and with it how
