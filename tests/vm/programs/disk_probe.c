@@ -460,6 +460,30 @@ static bool pin_without_memory(int nth) {
     return !failed;
 }
 
+static bool is_lent(int disk) {
+    return disk_queue(disk, 0).flags & VQL_QUEUE_LENT;
+}
+
+// A loan that fails leaves the queue with the daemon, and the next one can be made.
+static bool lend_without_memory(int disk, int nth) {
+    struct vql_lane_range range = {.ctrl_fd = -1, .sectors = 2048};
+    struct vql_disk_lane lane = {
+        .size = sizeof(lane), .nranges = 1, .ranges = (uint64_t)(uintptr_t)&range};
+    struct vql_disk_lend lend = {.size = sizeof(lend)};
+    struct vql_disk_take take = {.size = sizeof(take)};
+    fail_nth(nth);
+    bool lent = !ioctl(disk, VQL_IOC_DISK_LANE, &lane) && !ioctl(disk, VQL_IOC_DISK_LEND, &lend);
+    bool failed = has_failed();
+    EXPECT(lent || failed);
+    EXPECT(is_lent(disk) == lent);
+    EXPECT(ioctl(disk, VQL_IOC_DISK_TAKE, &take) == 0);
+    EXPECT(SOON(5, !is_lent(disk)));
+    lane.nranges = 0;
+    EXPECT(ioctl(disk, VQL_IOC_DISK_LANE, &lane) == 0);
+    EXPECT(has(disk, VQL_DISK_RUNNABLE));
+    return !failed;
+}
+
 static void out_of_memory(void) {
     enum { MOST = 2000 }; // allocations of one call
     int nth = 1;
@@ -481,6 +505,15 @@ static void out_of_memory(void) {
     for (nth = 1; nth < MOST && !pin_without_memory(nth);)
         nth++;
     EXPECT(nth > 3 && nth < MOST);
+    // Empty rings, for the kernel lane reads them.
+    memset(s.vmm.shared, 0, DESC_AT(QUEUES));
+    int memory = acquire(s.disk);
+    EXPECT(memory >= 0);
+    for (nth = 1; nth < MOST && !lend_without_memory(s.disk, nth);)
+        nth++;
+    EXPECT(nth > 6 && nth < MOST);
+    close(memory);
+    EXPECT(yield_at(s.disk, 0) == 0);
     fault_setting("ignore-gfp-wait", "Y");
     scene_close(&s);
 }
