@@ -174,7 +174,6 @@ int poller::parse(virtqueue& vq, uint16_t head, request& r) {
 bool poller::poll_queue(served_queue& q, uint64_t now) {
     virtqueue& vq = *q.vq;
     uint32_t room = std::min<uint32_t>(VQL_BATCH, vq.ring.num - q.in_flight);
-
     bool work = false;
 
     if (VQL_UNLIKELY(q.resubmitted < vq.resubmit.size())) {
