@@ -49,6 +49,13 @@ struct attachment {
 
 static LIST_HEAD(views); /* under vql_attach_lock */
 
+/*
+ * CPU and device use the memory at any time, as a guest's drive does: there is no moment to sync at. And the
+ * same page may be in two guests' maps, or twice in one, so that mappings overlap, of which the kernel says
+ * (CONFIG_DMA_API_DEBUG) that it cannot sync them.
+ */
+#define NO_SYNC DMA_ATTR_SKIP_CPU_SYNC
+
 static enum dma_data_direction chunk_direction(const struct vql_chunk *chunk)
 {
 	return chunk->read_only ? DMA_TO_DEVICE : DMA_BIDIRECTIONAL;
@@ -88,7 +95,8 @@ static struct chunk_dma *chunk_dma_get(struct vql_chunk *chunk, struct vql_ctrl 
 	dma = kmalloc(sizeof(*dma), GFP_KERNEL);
 	if (!dma)
 		return ERR_PTR(-ENOMEM);
-	dma->addr = dma_map_page(dev, chunk->first, 0, bytes, chunk_direction(chunk));
+	dma->addr =
+		dma_map_page_attrs(dev, chunk->first, 0, bytes, chunk_direction(chunk), NO_SYNC);
 	err = dma_mapping_error(dev, dma->addr);
 	if (err) {
 		dev_err(dev, "vqlane: cannot map %zu bytes of guest memory at %pap for DMA: %d\n",
@@ -99,7 +107,7 @@ static struct chunk_dma *chunk_dma_get(struct vql_chunk *chunk, struct vql_ctrl 
 		dev_err(dev,
 			"vqlane: guest memory at %pap would be bounced (swiotlb): not usable\n",
 			&(phys_addr_t){page_to_phys(chunk->first)});
-		dma_unmap_page(dev, dma->addr, bytes, chunk_direction(chunk));
+		dma_unmap_page_attrs(dev, dma->addr, bytes, chunk_direction(chunk), NO_SYNC);
 		err = -EIO;
 		goto err_free;
 	}
@@ -121,8 +129,8 @@ static void chunk_dma_put(struct vql_chunk *chunk, const struct vql_ctrl *ctrl)
 	if (WARN_ON_ONCE(!dma) || --dma->refs)
 		return;
 	list_del(&dma->list);
-	dma_unmap_page(dma->dev, dma->addr, (size_t)chunk->pages << PAGE_SHIFT,
-		       chunk_direction(chunk));
+	dma_unmap_page_attrs(dma->dev, dma->addr, (size_t)chunk->pages << PAGE_SHIFT,
+			     chunk_direction(chunk), NO_SYNC);
 	kfree(dma);
 }
 
