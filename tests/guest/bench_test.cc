@@ -76,7 +76,10 @@ TEST_CASE("what bench says that it did is what the daemon counted", "[bench]") {
     CHECK(latency.at("p99") <= latency.at("p99_9"));
     CHECK(latency.at("p99_9") <= latency.at("max"));
     CHECK(latency.at("avg") <= latency.at("max"));
-    CHECK(said.at("server_cpu_ns_per_request").get<double>() > 0);
+    // Few requests may all have been answered since the kernel last added up.
+    if (measured > 1000) {
+        CHECK(said.at("server_cpu_ns_per_request").get<double>() > 0);
+    }
     CHECK(said.at("answers_per_look").get<double>() >= 1);
 }
 
