@@ -202,7 +202,8 @@ class poller {
     void submit_flush(request& r);
     enum class taken : uint8_t { no_room, in_flight, done };
     taken submit_piece(request& r, target& t, uint64_t offset, uint64_t bytes);
-    taken submit_to_engine(request& r, target& t, uint64_t offset, uint64_t bytes);
+    taken submit_to_nvme(request& r, target& t, uint64_t offset, uint64_t bytes);
+    taken submit_to_uring(request& r, target& t, uint64_t offset, uint64_t bytes);
     void advance(request& r, uint64_t bytes);
     void wait_for_room(request& r);
     void answer_done();

@@ -19,6 +19,48 @@ void poller::advance(request& r, uint64_t bytes) {
     }
 }
 
+// What every engine wants to know.
+[[gnu::always_inline]] static inline void fill(piece& p, request& r, target& t, uint64_t offset,
+                                               uint64_t bytes) {
+    p.owner = &r;
+    p.where = &t;
+    p.offset = offset;
+    p.bytes = bytes;
+    p.seg = r.seg;
+    p.nsegs = r.nsegs;
+    p.skip = r.skip;
+    p.op = r.io.op;
+    p.flags = r.io.flags;
+    p.durable = r.queue->vq->durable;
+    p.bounced = &r.queue->stats->op[r.io.op].bounced;
+}
+
+[[gnu::always_inline]] inline poller::taken
+poller::submit_to_nvme(request& r, target& t, uint64_t offset, uint64_t bytes) {
+    nvme_lane* const lane = nvme_[t.controller];
+    const dma_view* const dma = r.queue->dma[t.controller];
+    if (VQL_UNLIKELY(!lane || lane->dead || (r.nsegs && !dma))) {
+        r.io.status = VQL_STATUS_IOERR;
+        return taken::done;
+    }
+    piece* const p = lane->engine.room();
+    if (!p)
+        return taken::no_room;
+    fill(*p, r, t, offset, bytes);
+    p->dma = dma;
+    lane->engine.submit();
+    return taken::in_flight;
+}
+
+poller::taken poller::submit_to_uring(request& r, target& t, uint64_t offset, uint64_t bytes) {
+    piece p;
+    fill(p, r, t, offset, bytes);
+    p.unpinnable = !r.queue->vq->memory->pinnable();
+    if (!memory_.empty() && r.nsegs && r.seg->bytes - r.skip >= bytes)
+        p.buffer = buffer_of(static_cast<uint8_t*>(r.seg->base) + r.skip, bytes);
+    return uring_.submit(p) ? taken::in_flight : taken::no_room;
+}
+
 [[gnu::always_inline]] inline poller::taken poller::submit_piece(request& r, target& t,
                                                                  uint64_t offset, uint64_t bytes) {
     if (t.kind == target_kind::null) {
@@ -29,7 +71,14 @@ void poller::advance(request& r, uint64_t bytes) {
         }
         return taken::done;
     }
-    return submit_to_engine(r, t, offset, bytes);
+    const taken how = t.kind == target_kind::nvme ? submit_to_nvme(r, t, offset, bytes)
+                                                  : submit_to_uring(r, t, offset, bytes);
+    if (VQL_UNLIKELY(how != taken::in_flight))
+        return how;
+    if (VQL_UNLIKELY(tracing_))
+        trace_submit(r);
+    r.parts++;
+    return how;
 }
 
 // Submit what is left of @r, as far as there is room. When all of it is done at once, or nothing of
@@ -236,50 +285,6 @@ void poller::submit_flush(request& r) {
     }
     if (!r.parts)
         done(r);
-}
-
-// What every engine wants to know.
-static inline void fill(piece& p, request& r, target& t, uint64_t offset, uint64_t bytes) {
-    p.owner = &r;
-    p.where = &t;
-    p.offset = offset;
-    p.bytes = bytes;
-    p.seg = r.seg;
-    p.nsegs = r.nsegs;
-    p.skip = r.skip;
-    p.op = r.io.op;
-    p.flags = r.io.flags;
-    p.durable = r.queue->vq->durable;
-    p.bounced = &r.queue->stats->op[r.io.op].bounced;
-}
-
-poller::taken poller::submit_to_engine(request& r, target& t, uint64_t offset, uint64_t bytes) {
-    if (t.kind == target_kind::nvme) {
-        nvme_lane* const lane = nvme_[t.controller];
-        const dma_view* const dma = r.queue->dma[t.controller];
-        if (VQL_UNLIKELY(!lane || lane->dead || (r.nsegs && !dma))) {
-            r.io.status = VQL_STATUS_IOERR;
-            return taken::done;
-        }
-        piece* const p = lane->engine.room();
-        if (!p)
-            return taken::no_room;
-        fill(*p, r, t, offset, bytes);
-        p->dma = dma;
-        lane->engine.submit();
-    } else {
-        piece p;
-        fill(p, r, t, offset, bytes);
-        p.unpinnable = !r.queue->vq->memory->pinnable();
-        if (!memory_.empty() && r.nsegs && r.seg->bytes - r.skip >= bytes)
-            p.buffer = buffer_of(static_cast<uint8_t*>(r.seg->base) + r.skip, bytes);
-        if (!uring_.submit(p))
-            return taken::no_room;
-    }
-    if (VQL_UNLIKELY(tracing_))
-        trace_submit(r);
-    r.parts++;
-    return taken::in_flight;
 }
 
 int16_t poller::buffer_of(const void* base, uint64_t bytes) const {

@@ -51,10 +51,10 @@ result<void> nvme_engine::open(const nvme_queue& q) {
         return error{"transfers of at most " + std::to_string(q.max_transfer) +
                      " bytes; a multiple of 4096 is needed"};
     slots_.resize(q.depth - 1);
-    commands_.resize(q.depth - 1);
-    free_commands_.resize(commands_.size());
+    commands_.resize(max_depth);
+    free_commands_.resize(slots_.size());
     free_bounce_.reserve(q.pool_pages);
-    done_.reserve(slots_.size());
+    done_ = std::make_unique<finished[]>(slots_.size());
     for (slot& s : slots_) {
         s.active = false;
         s.next = free_;
@@ -69,7 +69,7 @@ void nvme_engine::set_queue(const nvme_queue& q) {
     tail_ = rung_ = head_ = 0;
     phase_ = 1;
     // One entry of a queue stays empty (§3.3.1.5), so that all commands under way fit.
-    const auto n = uint32_t(std::min<size_t>(q.depth - 1, commands_.size()));
+    const auto n = uint32_t(std::min<size_t>(q.depth - 1, free_commands_.size()));
     nfree_ = 0;
     for (command& c : commands_)
         c.owner = nullptr;
@@ -85,16 +85,23 @@ void nvme_engine::set_queue(const nvme_queue& q) {
     assert(!free_bounce_.empty());
 }
 
-// The entry at the tail is complete.
-inline void nvme_engine::put(slot& s, uint32_t index, uint64_t bytes) {
+// The entry at the tail is complete. A later one's line is asked for, so that it is here, and ours,
+// when it is written: the controller had it last. (With a controller that is another CPU: 87 ns a
+// request without, 66 with.)
+inline void nvme_engine::push(slot& s, uint32_t index, uint64_t offset, uint64_t bytes) {
     command& c = commands_[index];
     c.owner = &s;
-    c.offset = s.offset;
+    c.offset = offset;
     c.since_ns = 0;
     c.bytes = uint32_t(bytes);
     c.bounce = -1;
     nfree_--;
     tail_ = tail_ + 1 == queue_.depth ? 0 : tail_ + 1;
+    VQL_PREFETCH_WRITE(&queue_.sq[ahead(tail_)]);
+}
+
+inline void nvme_engine::put(slot& s, uint32_t index, uint64_t bytes) {
+    push(s, index, s.offset, bytes);
     s.commands++;
     s.offset += bytes;
     s.left -= bytes;
@@ -106,7 +113,7 @@ inline uint32_t nvme_engine::fua(const piece& p) const {
 
 // What nearly all are: a read or write of one run of guest memory, that one command can carry.
 // False: @s takes the long way, and nothing was done.
-inline bool nvme_engine::issue_plain(slot& s) {
+[[gnu::always_inline]] inline bool nvme_engine::issue_plain(slot& s) {
     const piece& p = s.p;
     const target& t = *p.where;
     if (VQL_UNLIKELY(p.op > VQL_OP_WRITE || !p.dma || p.seg->bytes - p.skip < p.bytes ||
@@ -149,13 +156,13 @@ inline bool nvme_engine::issue_plain(slot& s) {
     sqe.data.prp[0] = first;
     sqe.data.prp[1] = second;
     vql_nvme_blocks(&sqe, p.offset >> shift, uint32_t(p.bytes >> shift), read ? 0 : fua(p));
-    s.offset = p.offset;
-    s.left = p.bytes;
-    s.commands = 0;
+    push(s, index, p.offset, p.bytes);
+    s.left = 0;
+    s.commands = 1;
     s.status = VQL_STATUS_OK;
     s.flush_next = false;
     s.waiting = false;
-    put(s, index, p.bytes);
+    s.active = true;
     return true;
 }
 
@@ -172,13 +179,14 @@ void nvme_engine::submit() {
     slot& s = *free_;
     free_ = s.next;
     in_flight_++;
+    if (VQL_LIKELY(issue_plain(s)))
+        return;
     s.active = true;
-    if (VQL_UNLIKELY(!issue_plain(s)))
-        start(s);
+    start(s);
 }
 
 inline void nvme_engine::finish(slot& s) {
-    done_.push_back({s.p.owner, s.status});
+    done_[ndone_++] = {s.p.owner, vql_status(s.status)};
     s.active = false;
     s.next = free_;
     free_ = &s;
@@ -449,14 +457,14 @@ void nvme_engine::flush() {
 }
 
 bool nvme_engine::pending() const {
-    return !done_.empty() || lost() || (vql_load_acquire(&queue_.cq[head_].status) & 1u) == phase_;
+    return ndone_ || lost() || (vql_load_acquire(&queue_.cq[head_].status) & 1u) == phase_;
 }
 
 // False: the queue pair was lost meanwhile, and nothing was done.
-inline bool nvme_engine::complete(const vql_nvme_cqe& cqe) {
+[[gnu::always_inline]] inline bool nvme_engine::complete(const vql_nvme_cqe& cqe) {
     const uint32_t index = cqe.cid & ((1u << index_bits) - 1);
-    if (VQL_UNLIKELY(index >= commands_.size() || !commands_[index].owner ||
-                     commands_[index].generation != cqe.cid >> index_bits)) {
+    command& c = commands_[index];
+    if (VQL_UNLIKELY(!c.owner || c.generation != cqe.cid >> index_bits)) {
         unexpected_++;
         return true;
     }
@@ -464,7 +472,6 @@ inline bool nvme_engine::complete(const vql_nvme_cqe& cqe) {
     // as unfinished as those that get no completion at all.
     if (VQL_UNLIKELY(vql_nvme_status_code(&cqe) == VQL_NVME_SC_SQ_DELETED))
         return true;
-    command& c = commands_[index];
     slot& s = *c.owner;
     const vql_status status = vql_nvme_status(&cqe);
     if (VQL_UNLIKELY(c.bounce >= 0)) {
@@ -493,9 +500,9 @@ void nvme_engine::reap() {
     if (lost())
         return;
     const uint32_t old = head_;
-    vql_nvme_cqe cqe;
     uint32_t n = 0;
-    for (; n < queue_.depth && vql_nvme_cqe_take(&queue_.cq[head_], phase_, &cqe); n++) {
+    for (vql_nvme_cqe cqe; n < queue_.depth && vql_nvme_cqe_take(&queue_.cq[head_], phase_, &cqe);
+         n++) {
         // The entry may have been read as zeroes, which look like a success in every other pass.
         // The load of the state word cannot move before that of the entry, which is an acquire.
         if (VQL_UNLIKELY(lost()))
@@ -531,8 +538,8 @@ void nvme_engine::fail(slot& s, vql_status status, uint64_t offset, int err) {
 }
 
 void nvme_engine::clear_done() {
-    in_flight_ -= uint32_t(done_.size());
-    done_.clear();
+    in_flight_ -= ndone_;
+    ndone_ = 0;
 }
 
 std::vector<uint16_t> nvme_engine::overdue(uint64_t now_ns, uint64_t limit_ns) {

@@ -20,6 +20,8 @@
 #include "engine/piece.h"
 
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <vector>
 #include <vqlane/nvme.h>
 
@@ -40,7 +42,7 @@ class nvme_engine {
     result<void> open(const nvme_queue& q);
 
     // Where to write the next piece, for submit(); null: there is no room now.
-    piece* room() { return VQL_LIKELY(free_) ? &free_->p : nullptr; }
+    piece* room() { return VQL_LIKELY(in_flight_ < slots_.size()) ? &free_->p : nullptr; }
     // Takes what was written there. It may be done on return.
     void submit();
     // Both. False: there is no room.
@@ -51,7 +53,7 @@ class nvme_engine {
     void reap();
 
     // Pieces finished since the last clear_done().
-    const std::vector<finished>& done() const { return done_; }
+    std::span<const finished> done() const { return {done_.get(), ndone_}; }
     void clear_done();
 
     // Pieces taken and not handed back.
@@ -77,6 +79,7 @@ class nvme_engine {
     // Of one piece under way, so that a large one leaves room for others.
     static constexpr uint16_t max_commands = 32;
     static constexpr uint16_t index_bits = 10; // of a command identifier; above it, a generation
+    static_assert(max_depth == 1u << index_bits);
     static constexpr uint64_t fault = ~uint64_t{0};
 
     struct cursor {
@@ -90,14 +93,14 @@ class nvme_engine {
         uint64_t offset;
         uint64_t left;
         cursor data;
+        slot* next;        // free list, or list of those that wait for a command or bounce page
         uint16_t commands; // under way
-        vql_status status; // the first error
+        uint8_t status;    // vql_status: the first error
         bool flush_next;   // at last a FLUSH, when no other command is under way
         bool waiting;      // on the list
         bool active;
-        slot* next; // free list, or list of those that wait for a command or bounce page
     };
-    struct command {
+    struct alignas(64) command {
         slot* owner; // null: free
         uint64_t offset;
         uint64_t since_ns; // when overdue() first saw it; 0: not yet
@@ -126,6 +129,9 @@ class nvme_engine {
     uint64_t build_sgl(const piece& p, const cursor& at, uint32_t index, uint64_t bytes,
                        vql_nvme_sqe& sqe) const;
     uint32_t begin(const slot& s, vql_nvme_opcode opcode, vql_nvme_sqe& sqe) const;
+    // A few entries of a queue further on.
+    uint32_t ahead(uint32_t at) const { return at + 8 < queue_.depth ? at + 8 : 0; }
+    void push(slot& s, uint32_t index, uint64_t offset, uint64_t bytes);
     void put(slot& s, uint32_t index, const vql_nvme_sqe& sqe, uint64_t bytes);
     void put(slot& s, uint32_t index, uint64_t bytes);
     uint16_t cid_of(uint32_t index) const {
@@ -150,12 +156,14 @@ class nvme_engine {
     uint32_t zero_page_ = 0;
 
     std::vector<slot> slots_;
-    std::vector<command> commands_;       // by index
+    // By index; of as many as an index can name, so that none of a completion's is too large.
+    std::vector<command> commands_;
     std::vector<uint16_t> free_commands_; // the first nfree_ of it
     uint32_t nfree_ = 0;
     uint64_t plain_bytes_ = 0; // the most that one command can carry with one list
     std::vector<int32_t> free_bounce_;
-    std::vector<finished> done_; // never grows: has room for all slots
+    std::unique_ptr<finished[]> done_; // the first ndone_ of it; has room for all in flight
+    uint32_t ndone_ = 0;
     slot* free_ = nullptr;
     slot* waiting_head_ = nullptr; // first come first served
     slot* waiting_tail_ = nullptr;
