@@ -187,17 +187,23 @@ std::string null_target(const std::string& name, const std::string& size) {
 
 namespace {
 
-// Who is to serve the disks' queues, where the case says: the kernel lane, or both in turns.
+// Who is to serve the queues of disks that do not say it themselves.
 std::string lane() {
-    const char* word = vdpa_world() ? std::getenv("VQL_E2E_LANE") : nullptr;
-    return word == nullptr ? "" : std::string("lane = \"") + word + "\"\n";
+    const char* word = std::getenv("VQL_E2E_LANE");
+    return word == nullptr ? "poll" : word;
 }
 
 } // namespace
 
 std::string disk_of(const std::string& name, const std::string& lines) {
-    return "[[disk]]\nname = \"" + name + "\"\n" + (vdpa_world() ? "frontend = \"vdpa\"\n" : "") +
-           lane() + lines + "\n";
+    std::string front;
+    if (vdpa_world()) {
+        front = "frontend = \"vdpa\"\n";
+        if (lines.find("lane = ") == std::string::npos) {
+            front += "lane = \"" + lane() + "\"\n";
+        }
+    }
+    return "[[disk]]\nname = \"" + name + "\"\n" + front + lines + "\n";
 }
 
 std::string disk_on(const std::string& name, const std::string& target, const std::string& extra) {
@@ -208,6 +214,7 @@ nlohmann::json disk_add(nlohmann::json request) {
     request["op"] = "disk_add";
     if (vdpa_world()) {
         request["frontend"] = "vdpa";
+        request["lane"] = lane();
     }
     return request;
 }

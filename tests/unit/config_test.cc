@@ -77,6 +77,17 @@ std::string request_refusal(const json& request) {
     return parsed ? "(valid)" : parsed.failure().text;
 }
 
+TEST_CASE("a vdpa disk's queues go where the load wants them, unless it says a lane", "[config]") {
+    const std::string vdpa = "[[target]]\nname = \"t\"\ntype = \"null\"\nsize = \"1M\"\n"
+                             "[[disk]]\nname = \"d\"\ntarget = \"t\"\nfrontend = \"vdpa\"\n";
+    auto silent = load(vdpa);
+    REQUIRE(silent);
+    CHECK(silent->disks[0].lane == vql::lane_mode::automatic);
+    auto poll = load(vdpa + "lane = \"poll\"\n");
+    REQUIRE(poll);
+    CHECK(poll->disks[0].lane == vql::lane_mode::poll);
+}
+
 TEST_CASE("an empty file is a valid configuration, all defaults", "[config]") {
     auto c = load("");
     REQUIRE(c);

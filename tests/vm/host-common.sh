@@ -249,8 +249,8 @@ vdpa_node() {
     printf '/dev/%s\n' "${found##*/}"
 }
 
-# nvme_config BDF [FRONTEND]: prints a configuration with one disk, vm1, on the drive's first namespace, for
-# a stock VMM over vDPA, or over vhost-user. Behind an IOMMU that does not translate the daemon has to be
+# nvme_config BDF [FRONTEND [LANE]]: prints a configuration with one disk, vm1, on the drive's first namespace,
+# for a stock VMM over vDPA and in the poll lane, or over vhost-user. Behind an IOMMU that does not translate the daemon has to be
 # told so.
 nvme_config() {
     local untranslated=true
@@ -273,6 +273,7 @@ target = "nvme0"
 frontend = "${2:-vdpa}"
 queues = 2
 END
+    [[ ${2:-vdpa} != vdpa ]] || printf 'lane = "%s"\n' "${3:-poll}"
 }
 
 # asked EXPRESSION COMMAND…: of what vqlane answers in JSON. in_kernel: requests of all queues of the first disk

@@ -113,6 +113,8 @@ void define_disk_add(CLI::App& command, json& request) {
     command.add_flag_callback(
         "--read-only", [&request] { request["read_only"] = true; }, "refuse writes");
     text(command, "--frontend", "frontend", "vhost-user or vdpa; default vhost-user");
+    text(command, "--lane", "lane",
+         "vdpa: auto, poll (pollers serve it) or kernel (the module does); default auto");
     text(command, "--vhost-socket", "socket", "its vhost-user socket; default: RUN_DIR/NAME.sock");
     text(command, "--socket-mode", "socket_mode", "octal; default 0600");
 }

@@ -48,7 +48,7 @@ struct disk_config {
     uint32_t queues = 1;        // 1…VQL_MAX_QUEUES
     uint32_t queue_size = 1024; // the largest ring a guest may use; power of two
     frontend_type frontend = frontend_type::vhost_user;
-    lane_mode lane = lane_mode::poll; // vdpa
+    lane_mode lane = lane_mode::automatic; // vdpa
     std::string socket;               // vhost-user; empty: RUN_DIR/NAME.sock
     uint32_t socket_mode = 0600;
 };

@@ -429,7 +429,11 @@ void vdpa_server::prepare_lane() {
     lane_ready_ = bool(ok);
     if (!ok && ok.failure().text != lane_refusal_) {
         lane_refusal_ = ok.failure().text;
-        log_warning("disk " + name_ + ": served by pollers only: " + lane_refusal_);
+        const std::string what = "disk " + name_ + ": served by pollers only: " + lane_refusal_;
+        if (lane_.mode == lane_mode::kernel)
+            log_warning(what);
+        else
+            log_info(what);
     }
 }
 
