@@ -111,6 +111,7 @@ struct vql_nvme_queue {
 	__u32 pool_pages;
 	__u32 depth;         /* entries of either queue */
 	__u32 max_transfer;  /* bytes of one read or write, a multiple of 4096 */
+	__u16 qid;           /* queue identifier, for those who trace */
 	bool sgl;            /* SGLs, of any alignment and granularity (SGLS 01b) */
 	bool volatile_cache; /* VWC: there is something to flush */
 	bool write_zeroes;   /* ONCS bit 3 */

@@ -4,6 +4,7 @@
 
 #include <catch2/generators/catch_generators.hpp>
 #include <csignal>
+#include <set>
 #include <sys/mman.h>
 
 using namespace vql;
@@ -190,6 +191,26 @@ TEST_CASE("nvme: memory that is not mapped for DMA fails the piece before anythi
     none.dma = nullptr;
     CHECK(r.run_one(none) == VQL_STATUS_IOERR);
     CHECK(r.model.count().commands[VQL_NVME_WRITE] == 0);
+}
+
+TEST_CASE("nvme: the command that was made last is told, to its owner") {
+    nvme_rig r({.depth = 4});
+    const std::vector<vql_seg> data = {{r.guest(), 4096}};
+    const auto none = std::pair<uint16_t, uint16_t>();
+    std::vector<vql::piece> pieces;
+    for (unsigned i = 0; i < 4; i++)
+        pieces.push_back(r.make(i, VQL_OP_READ, i * 8, 8, data));
+    CHECK(r.engine.last_command(pieces[0].owner) == none);
+    std::set<uint16_t> cids;
+    for (unsigned i = 0; i < 3; i++) {
+        REQUIRE(r.engine.submit(pieces[i]));
+        const auto [qid, cid] = r.engine.last_command(pieces[i].owner);
+        CHECK(qid == 7); // the model's
+        CHECK(cids.insert(cid).second);
+        CHECK(r.engine.last_command(pieces[(i + 1) % 4].owner) == none);
+    }
+    CHECK(r.run().size() == 3);
+    CHECK(r.engine.last_command(pieces[2].owner) == none);
 }
 
 TEST_CASE("nvme: flush is a command where there is a volatile cache, else done at once") {

@@ -77,6 +77,7 @@ vql_nvme_queue nvme_model::queue() {
     q.state = state_;
     q.pool_pages = pool_pages_;
     q.depth = o_.depth;
+    q.qid = 7;
     q.max_transfer = o_.max_transfer;
     q.sgl = o_.sgl;
     q.volatile_cache = o_.volatile_cache;

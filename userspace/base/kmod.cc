@@ -351,6 +351,7 @@ result<void> kmod_qpair::map(bool shadow) {
     queue_.pool_dma = made_.pool_dma;
     queue_.pool_pages = made_.pool_pages;
     queue_.depth = made_.depth;
+    queue_.qid = uint16_t(made_.qid);
     queue_.state = word(status_, offsetof(vql_qpair_status, state));
     return {};
 }

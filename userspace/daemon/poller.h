@@ -225,7 +225,7 @@ class poller {
     static void begin_trace(request& r);
     static void trace_fetch(request& r);
     static void trace_remap(request& r, const vql_remap& to);
-    static void trace_submit(request& r);
+    void trace_submit(request& r, const target& t) const;
     static void trace_device_done(request& r);
     static void trace_answer(request& r);
     void trace_complete();

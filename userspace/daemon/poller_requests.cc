@@ -66,7 +66,7 @@ poller::taken poller::submit_to_uring(request& r, target& t, uint64_t offset, ui
     if (t.kind == target_kind::null) {
         r.io.status = std::max(r.io.status, uint8_t(null_engine::execute()));
         if (VQL_UNLIKELY(tracing_)) {
-            trace_submit(r);
+            trace_submit(r, t);
             trace_device_done(r);
         }
         return taken::done;
@@ -76,7 +76,7 @@ poller::taken poller::submit_to_uring(request& r, target& t, uint64_t offset, ui
     if (VQL_UNLIKELY(how != taken::in_flight))
         return how;
     if (VQL_UNLIKELY(tracing_))
-        trace_submit(r);
+        trace_submit(r, t);
     r.parts++;
     return how;
 }

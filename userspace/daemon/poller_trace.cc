@@ -38,11 +38,14 @@ void poller::trace_remap(request& r, const vql_remap& to) {
     vql_probe_remap(&r.trace, to.verdict, to.sector, to.sectors);
 }
 
-void poller::trace_submit(request& r) {
+void poller::trace_submit(request& r, const target& t) const {
     if (!has_trace(r))
         return;
     r.trace.submitted = clock_ns();
-    vql_probe_submit(&r.trace, 0, 0);
+    std::pair<uint16_t, uint16_t> command;
+    if (t.kind == target_kind::nvme)
+        command = nvme_[t.controller]->engine.last_command(&r);
+    vql_probe_submit(&r.trace, command.first, command.second);
 }
 
 void poller::trace_device_done(request& r) {

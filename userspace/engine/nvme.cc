@@ -537,6 +537,14 @@ void nvme_engine::fail(slot& s, vql_status status, uint64_t offset, int err) {
     t.errors.fetch_add(1, std::memory_order_relaxed);
 }
 
+std::pair<uint16_t, uint16_t> nvme_engine::last_command(const request* owner) const {
+    const uint16_t cid = queue_.sq[(tail_ ? tail_ : queue_.depth) - 1].cid;
+    const slot* const s = commands_[cid & ((1u << index_bits) - 1)].owner;
+    if (!s || s->p.owner != owner)
+        return {};
+    return {queue_.qid, cid};
+}
+
 void nvme_engine::clear_done() {
     in_flight_ -= ndone_;
     ndone_ = 0;

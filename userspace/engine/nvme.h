@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 #include <vqlane/nvme.h>
 
@@ -71,6 +72,10 @@ class nvme_engine {
     void replace(const nvme_queue& q);
     // Give all that was not finished back. Only when lost.
     std::vector<piece> take_unfinished();
+
+    // The command that was made last, if it is one of @owner's: its queue and its identifier; or 0
+    // and 0.
+    std::pair<uint16_t, uint16_t> last_command(const request* owner) const;
 
     // Completions of commands that were not under way: the controller is broken.
     uint64_t unexpected() const { return unexpected_; }
