@@ -183,7 +183,7 @@ static long claim_queue(struct vql_claim *claim, struct vql_disk_queue __user *a
 	err = vql_copy_in(&queue, arg, sizeof(queue));
 	if (err)
 		return err;
-	if (queue.reserved || queue.index >= disk->nqueues)
+	if (queue.refused || queue.index >= disk->nqueues)
 		return -EINVAL;
 	q = &disk->queues[array_index_nospec(queue.index, disk->nqueues)];
 	mutex_lock(&disk->lock);
@@ -197,6 +197,7 @@ static long claim_queue(struct vql_claim *claim, struct vql_disk_queue __user *a
 		      (q->lane.lent && READ_ONCE(q->lane.busy) ? VQL_QUEUE_BUSY : 0) |
 		      (q->lane.dirty ? VQL_QUEUE_DIRTY : 0);
 	queue.returned = q->lane.returned;
+	queue.refused = READ_ONCE(q->lane.refused);
 	queue.served = READ_ONCE(q->lane.served);
 	mutex_unlock(&disk->lock);
 	return copy_to_user(arg, &queue, sizeof(queue)) ? -EFAULT : 0;

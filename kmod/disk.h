@@ -68,7 +68,7 @@ struct vql_disk {
 	/* The kernel lane (lane.h). */
 	struct vql_lane_config *lane_config; /* NULL: no queue can be lent */
 	struct vql_lane_mem *lane_mem;       /* @ms as running lanes see it; NULL: none runs */
-	u64 bad_answers;                     /* of remap programs; written under any lane's lock */
+	unsigned long warned;                /* bit 0: of a remap program's answer */
 	struct work_struct lane_work;
 
 	/* The daemon's side. */

@@ -160,6 +160,7 @@ struct vql_lane {
 	u32 lost;
 	u64 taken;
 	u64 served;
+	u32 refused;    /* of these, for a remap program's answer; read also without */
 	u32 waited_for; /* head that found no free command, or VQL_LANE_NOBODY */
 	u32 nanswered;
 	bool signal_due; /* the guest wants an interrupt */

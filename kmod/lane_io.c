@@ -421,8 +421,8 @@ static int bad_answer(struct vql_lane *lane, struct vql_lane_io *io,
 
 	trace_vqlane_error(lane->config->slot, (u16)lane->index, -ERANGE,
 			   "remap program's answer is not the disk's to reach");
-	disk->bad_answers++;
-	if (disk->bad_answers == 1)
+	WRITE_ONCE(lane->refused, lane->refused + 1);
+	if (!test_and_set_bit(0, &disk->warned))
 		dev_warn(&disk->vdev.dev,
 			 "remap program refused: it sends operation %u, sector %llu, to target %u, "
 			 "sector %llu, %llu sectors\n",

@@ -49,7 +49,7 @@ struct disk_config {
     uint32_t queue_size = 1024; // the largest ring a guest may use; power of two
     frontend_type frontend = frontend_type::vhost_user;
     lane_mode lane = lane_mode::automatic; // vdpa
-    std::string socket;               // vhost-user; empty: RUN_DIR/NAME.sock
+    std::string socket;                    // vhost-user; empty: RUN_DIR/NAME.sock
     uint32_t socket_mode = 0600;
 };
 

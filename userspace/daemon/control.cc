@@ -210,7 +210,10 @@ json control_socket::disk_entry(const disk& d) const {
     json lanes = json::array();
     for (uint32_t i = 0; i < d.settings().queues; i++) {
         const frontend::lane_report r = d.lane_of(i);
-        lanes.push_back({{"lane", r.lane}, {"why", r.why}, {"kernel_requests", r.served}});
+        lanes.push_back({{"lane", r.lane},
+                         {"why", r.why},
+                         {"kernel_requests", r.served},
+                         {"kernel_refused", r.refused}});
     }
     return {{"name", d.settings().name},
             {"slot", d.slot()},

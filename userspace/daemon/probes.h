@@ -22,8 +22,8 @@ extern volatile unsigned short vqlane_error_semaphore;
 
 void vql_probe_fetch(const vql_trace_io* io);
 void vql_probe_remap(const vql_trace_io* io, __u32 verdict, __u64 target_sector, __u64 sectors);
-// A part of the request was taken by an engine. @qid, @cid: of the NVMe command that was made of it,
-// the last one of several; 0 where it waits for room in the queue, and for other storage.
+// A part of the request was taken by an engine. @qid, @cid: of the NVMe command that was made of
+// it, the last one of several; 0 where it waits for room in the queue, and for other storage.
 void vql_probe_submit(const vql_trace_io* io, __u16 qid, __u16 cid);
 void vql_probe_complete(const vql_trace_io* io);
 // @from, @to: enum vql_lane_kind, 0 for nobody.

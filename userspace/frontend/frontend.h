@@ -70,9 +70,10 @@ class frontend {
     struct lane_report {
         const char* lane; // "poll", "kernel", or "none": nobody
         std::string why;
-        uint64_t served = 0; // requests in the kernel lane
+        uint64_t served = 0;  // requests in the kernel lane
+        uint32_t refused = 0; // of these, since a remap program sent them beyond the disk
     };
-    virtual lane_report lane_of(uint32_t) const { return {"poll", {}, 0}; }
+    virtual lane_report lane_of(uint32_t) const { return {"poll", {}, 0, 0}; }
     // Let the guest go if memory was taken away under us. Once a second, when any was.
     virtual void check_memory() = 0;
 

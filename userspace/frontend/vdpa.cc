@@ -563,7 +563,7 @@ void vdpa_server::tick() {
 
 frontend::lane_report vdpa_server::lane_of(uint32_t index) const {
     const vdpa_ring& r = *rings_.at(index);
-    lane_report report{r.lent ? "kernel" : r.running ? "poll" : "none", r.why, 0};
+    lane_report report{r.lent ? "kernel" : r.running ? "poll" : "none", r.why, 0, 0};
     if (!r.lent && lane_.mode != lane_mode::poll && !lane_ready_ && !lane_refusal_.empty())
         report.why = lane_refusal_;
     if (!r.lent && lane_.mode == lane_mode::poll)
@@ -571,6 +571,7 @@ frontend::lane_report vdpa_server::lane_of(uint32_t index) const {
     if (disk_)
         if (auto q = disk_.queue(index); q) {
             report.served = q->served;
+            report.refused = q->refused;
             // One that is lent by nobody who is alive is served as well.
             if (!leased_ && q->flags & VQL_QUEUE_LENT)
                 report.lane = "kernel";

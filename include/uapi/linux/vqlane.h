@@ -206,7 +206,8 @@ struct vql_disk_state {
  * @next_avail: out: where the device goes on in the available ring (without DIRTY)
  * @flags: out: VQL_QUEUE_*
  * @returned: out: enum vql_queue_returned: why the queue is not lent any more
- * @reserved: zero
+ * @refused: in: zero; out: requests that ended with IOERR in the module's lane since a remap program's
+ *   answer for them was not the disk's to reach, since the disk was made
  * @served: out: requests that the module has answered in its own lane since the disk was made
  */
 struct vql_disk_queue {
@@ -220,7 +221,7 @@ struct vql_disk_queue {
 	__u32 next_avail;
 	__u32 flags;
 	__u32 returned;
-	__u32 reserved;
+	__u32 refused;
 	__u64 served;
 };
 #define VQL_QUEUE_LENT (1u << 0)  /* the module serves it: VQL_IOC_DISK_LEND */
