@@ -74,6 +74,7 @@ obj = $(patsubst %,$(BUILD)/obj/%.o,$(basename $(1)))
 BPF_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(BPF_SRC))
 PROGRAMS := $(BUILD)/vqlaned $(BUILD)/vqlane
 TEST_PROGRAMS := $(BUILD)/tests/unit_test $(BUILD)/tests/e2e_test
+BENCH_PROGRAMS := $(BUILD)/tests/bench $(BUILD)/tests/poll_cost
 
 # tests/vm/policies.bpf.c, once for each.
 POLICIES := $(patsubst %,$(BUILD)/tests/vm/policies/%.bpf.o,quiet slot sector reserved straddle forged task endless \
@@ -184,7 +185,7 @@ demo: setup
 	$(Q)scripts/demo
 
 test: setup
-	$(Q)$(BUILD_ALL) all tests
+	$(Q)$(BUILD_ALL) all tests $(if $(SAN),,$(BENCH_PROGRAMS))
 	$(Q)scripts/test
 
 # The kernel that the module is for, as scripts/kernel knows it.
@@ -214,7 +215,7 @@ BENCH ?=
 BENCH_SECONDS ?= 0.5
 BENCH_ROUNDS ?= 5
 bench: setup
-	$(Q)$(BUILD_ALL) all $(BUILD)/tests/bench $(BUILD)/tests/poll_cost
+	$(Q)$(BUILD_ALL) all $(BENCH_PROGRAMS)
 	$(Q)tests/bench/run --seconds $(BENCH_SECONDS) --rounds $(BENCH_ROUNDS) $(BENCH)
 
 check: setup
