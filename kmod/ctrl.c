@@ -399,6 +399,17 @@ void vql_ctrl_freeze(struct vql_ctrl *ctrl)
 	vql_qpairs_end(ctrl, VQL_QPAIR_LOST);
 }
 
+void vql_ctrl_quiesce(struct vql_ctrl *ctrl)
+{
+	lockdep_assert_held(&ctrl->lock);
+	if (ctrl->info.state == VQL_CTRL_DEAD)
+		return;
+	/* So that a command that goes wrong now resets nothing: the controller is disabled anyway. */
+	ctrl_set_state(ctrl, VQL_CTRL_RESETTING);
+	if (!vql_ctrl_absent(ctrl))
+		vql_qpairs_delete(ctrl);
+}
+
 int vql_ctrl_reset(struct vql_ctrl *ctrl)
 {
 	vql_ctrl_note(ctrl, "reset\n");
@@ -415,10 +426,8 @@ void vql_ctrl_shutdown(struct vql_ctrl *ctrl)
 	lockdep_assert_held(&ctrl->lock);
 	if (ctrl->info.state == VQL_CTRL_DEAD)
 		return;
-	/* So that a command that goes wrong now resets nothing: the controller is disabled anyway. */
-	ctrl_set_state(ctrl, VQL_CTRL_RESETTING);
+	vql_ctrl_quiesce(ctrl);
 	if (!vql_ctrl_absent(ctrl)) {
-		vql_qpairs_delete(ctrl);
 		cc = readl(ctrl->bar + NVME_REG_CC) & ~(u32)NVME_CC_SHN_MASK;
 		writel(cc | NVME_CC_SHN_NORMAL, ctrl->bar + NVME_REG_CC);
 		if (ctrl_wait(ctrl, NVME_CSTS_SHST_MASK, NVME_CSTS_SHST_CMPLT, ctrl->shutdown_ms))

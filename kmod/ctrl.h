@@ -151,6 +151,11 @@ int vql_ctrl_start(struct vql_ctrl *ctrl);
 void vql_ctrl_stop(struct vql_ctrl *ctrl);
 /* The same for one whose registers cannot be reached for now: PCI error recovery. */
 void vql_ctrl_freeze(struct vql_ctrl *ctrl);
+/*
+ * First, where the controller takes commands and time is no matter: deletes all I/O queues, so that
+ * every command has had its end before the controller is stopped. From LIVE to RESETTING.
+ */
+void vql_ctrl_quiesce(struct vql_ctrl *ctrl);
 /* Stop and start. */
 int vql_ctrl_reset(struct vql_ctrl *ctrl);
 /* Stop for good, orderly (NVMe 2.0 §3.6.1): caches are written back, then DEAD. */

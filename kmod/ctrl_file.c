@@ -169,8 +169,11 @@ static long ctrl_reset(struct vql_ctrl *ctrl)
 	if (err)
 		return err;
 	err = vql_ctrl_usable(ctrl);
-	if (!err && vql_ctrl_reset(ctrl))
-		err = -ENODEV;
+	if (!err) {
+		/* Who asks for this has had an answer to Abort: the controller takes commands. */
+		vql_ctrl_quiesce(ctrl);
+		err = vql_ctrl_reset(ctrl) ? -ENODEV : 0;
+	}
 	mutex_unlock(&ctrl->lock);
 	return err;
 }

@@ -217,6 +217,8 @@ static void vql_pci_reset_prepare(struct pci_dev *pdev)
 	struct vql_ctrl *ctrl = pci_get_drvdata(pdev);
 
 	mutex_lock(&ctrl->lock);
+	if (!vql_ctrl_usable(ctrl))
+		vql_ctrl_quiesce(ctrl);
 	vql_ctrl_stop(ctrl);
 	mutex_unlock(&ctrl->lock);
 }
