@@ -247,8 +247,9 @@ static long claim_yield(struct vql_claim *claim, struct vql_disk_yield __user *a
 {
 	struct vql_disk *disk = claim->disk;
 	struct vql_disk_yield yield;
+	bool untouched = false;
 	long ret;
-	u16 *next;
+	u32 *next;
 	u32 i;
 
 	ret = vql_copy_in(&yield, arg, sizeof(yield));
@@ -259,6 +260,12 @@ static long claim_yield(struct vql_claim *claim, struct vql_disk_yield __user *a
 	next = memdup_user(u64_to_user_ptr(yield.next_avail), disk->nqueues * sizeof(*next));
 	if (IS_ERR(next))
 		return PTR_ERR(next);
+	for (i = 0; i < disk->nqueues; i++) {
+		if (next[i] > U16_MAX && next[i] != VQL_YIELD_UNTOUCHED) {
+			kfree(next);
+			return -EINVAL;
+		}
+	}
 	mutex_lock(&disk->lock);
 	if (!disk->leased) {
 		ret = -ESTALE; /* revoked, or never acquired */
@@ -268,12 +275,17 @@ static long claim_yield(struct vql_claim *claim, struct vql_disk_yield __user *a
 
 			if (!q->ready || q->lane.lent)
 				continue;
-			q->next_avail = next[i];
+			if (next[i] == VQL_YIELD_UNTOUCHED) {
+				untouched = true;
+				continue;
+			}
+			q->next_avail = (u16)next[i];
 			q->lane.dirty = false;
 		}
 		disk->leased = false;
 		disk->recalled = false;
-		disk->dirty = false;
+		/* What a dead holder left is for the next one, where this one did not come to it. */
+		disk->dirty = disk->dirty && untouched;
 		vql_disk_changed(disk);
 	}
 	mutex_unlock(&disk->lock);

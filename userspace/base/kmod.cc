@@ -140,7 +140,7 @@ result<mapping> kmod_disk::map_inflight() const {
     return m;
 }
 
-result<void> kmod_disk::yield(std::span<const uint16_t> next_avail) const {
+result<void> kmod_disk::yield(std::span<const uint32_t> next_avail) const {
     vql_disk_yield y{};
     y.nqueues = uint32_t(next_avail.size());
     y.next_avail = reinterpret_cast<uintptr_t>(next_avail.data());

@@ -84,7 +84,7 @@ class kmod_disk {
     result<std::optional<kmod_mspace>> acquire(uint64_t epoch) const;
     // The in-flight record of all queues.
     result<mapping> map_inflight() const;
-    result<void> yield(std::span<const uint16_t> next_avail) const;
+    result<void> yield(std::span<const uint32_t> next_avail) const;
     // Queues that are lent stand still meanwhile: blocks until what they have in flight is
     // answered, or given up (drain_ms).
     result<void> set_lane(const kmod_lane& lane) const;

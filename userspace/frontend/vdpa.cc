@@ -263,6 +263,7 @@ void vdpa_server::run_rings() {
         if (r->limited)
             r->vq.limit = r->dirty || dirty_ ? 0 : 1;
         r->dirty = false;
+        r->served = true;
         start_ring(*r);
     }
     if (dirty_)
@@ -317,9 +318,9 @@ void vdpa_server::let_go(std::function<void()> then) {
 }
 
 void vdpa_server::yield() {
-    std::vector<uint16_t> next_avail;
+    std::vector<uint32_t> next_avail;
     for (auto& r : rings_) {
-        next_avail.push_back(r->base);
+        next_avail.push_back(std::exchange(r->served, false) ? r->base : VQL_YIELD_UNTOUCHED);
         r->vq.inflight = {};
         r->vq.kick.reset();
         r->vq.call.reset();
@@ -451,7 +452,7 @@ bool vdpa_server::lend(vdpa_ring& r) {
         return false;
     }
     r.lent = true;
-    r.taking = false;
+    r.taking = r.served = false;
     r.why = "little to do";
     if (obliged())
         r.why = lane_.mode == lane_mode::kernel ? "as configured" : "has a policy";

@@ -64,6 +64,7 @@ class vdpa_server : public frontend {
         bool limited = false; // runs for a single request, or for what was in flight
         bool dirty = false;   // a loan ended with requests in flight
         const char* why = "";
+        bool served = false;  // by a poller, since it is ours: base is ours to tell
         lane_choice choice;
     };
 

@@ -332,9 +332,12 @@ struct vql_disk_acquire {
  * struct vql_disk_yield - VQL_IOC_DISK_YIELD: give the lease back
  * @size: sizeof(struct vql_disk_yield)
  * @nqueues: the disk's queues
- * @next_avail: address of __u16[@nqueues]: where each ready queue is to go on
+ * @next_avail: address of __u32[@nqueues]: where each ready queue is to go on, below 65536; or
+ *   VQL_YIELD_UNTOUCHED: the caller has not served it since it got it, so it stays as it is
  *
  * The caller says: everything taken was answered, no command of mine touches this guest's memory.
+ * Queues that are lent stay so. One whose loan has ended meanwhile, perhaps without the caller's
+ * knowledge, is for it untouched: where it is to go on is the module's to know.
  * ESTALE: the caller has no lease (any more): see VQL_DISK_REVOKED.
  */
 struct vql_disk_yield {
@@ -342,6 +345,8 @@ struct vql_disk_yield {
 	__u32 nqueues;
 	__u64 next_avail;
 };
+
+#define VQL_YIELD_UNTOUCHED (~0u)
 
 /**
  * struct vql_disk_config - VQL_IOC_DISK_CONFIG: new configuration space; the driver is told

@@ -274,7 +274,15 @@ static void revocation(void) {
     memory_open(&s.memory, (int)MUST(acquire(s.disk)));
     EXPECT(has(s.disk, VQL_DISK_LEASED | VQL_DISK_DIRTY) && !has(s.disk, VQL_DISK_REVOKED));
     EXPECT(!memcmp(at(&s.memory, PRIVATE_AT), s.vmm.private, PRIVATE_BYTES));
+    // Who has not come to serve anything leaves all of it to the next.
+    EXPECT_ERRNO(yield_at(s.disk, 1 << 16), EINVAL);
+    EXPECT(yield_at(s.disk, VQL_YIELD_UNTOUCHED) == 0 && has(s.disk, VQL_DISK_DIRTY));
+    EXPECT(vring_base(&s.vmm, 0) == -1);
+    EXPECT(acquire(s.disk) >= 0);
     EXPECT(yield_at(s.disk, 3) == 0 && !has(s.disk, VQL_DISK_DIRTY));
+    EXPECT(vring_base(&s.vmm, 0) == 3);
+    EXPECT(acquire(s.disk) >= 0);
+    EXPECT(yield_at(s.disk, VQL_YIELD_UNTOUCHED) == 0 && vring_base(&s.vmm, 1) == 4);
     // A reset does not wait longer either, and the record is empty after it.
     EXPECT(acquire(s.disk) >= 0);
     call_start(&call, &s.vmm, reset);

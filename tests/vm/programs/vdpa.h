@@ -309,10 +309,11 @@ static inline int acquire(int disk) {
     return acquire_at(disk, disk_state(disk).epoch);
 }
 
-static inline int yield_at(int disk, uint16_t next) {
-    uint16_t nexts[QUEUES];
-    for (int q = 0; q < QUEUES; q++)
-        nexts[q] = (uint16_t)(next + q);
+// Queue N goes on at @next + N; or @next is VQL_YIELD_UNTOUCHED, for all.
+static inline int yield_at(int disk, uint32_t next) {
+    uint32_t nexts[QUEUES];
+    for (uint32_t q = 0; q < QUEUES; q++)
+        nexts[q] = next == VQL_YIELD_UNTOUCHED ? next : next + q;
     struct vql_disk_yield yield = {
         .size = sizeof(yield), .nqueues = QUEUES, .next_avail = (uint64_t)(uintptr_t)nexts};
     return ioctl(disk, VQL_IOC_DISK_YIELD, &yield);
