@@ -150,7 +150,9 @@ void vhost_user_server::handle(message m) {
     if (const char* wrong = check_message(m))
         return drop(std::string(request_name(m.head.request)) + ": " + wrong);
     auto rings = rings_to_stop(m);
-    if (!memory_message(m.head.request) && rings.empty())
+    // Nothing to wait for: done here, since a continuation that is called at once reads the next
+    // message from within, and a client may send any number of them.
+    if (rings.empty() && (!memory_message(m.head.request) || memory_.empty()))
         return finish(m, apply(m));
 
     // The message waits in the continuation until the queues it concerns stand still.
