@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +13,10 @@
 #include <unistd.h>
 
 namespace vql::guest {
+
+using Catch::Matchers::ContainsSubstring;
+using nlohmann::json;
+
 namespace {
 
 constexpr uint64_t disk_bytes = 16 << 20;
@@ -332,6 +337,53 @@ TEST_CASE("a guest whose daemon is dead waits, and is served by the next one", "
     CHECK(setup.daemon.device("d") == setup.path);
     CHECK(guest.driver.next().ok());
     CHECK(guest.driver.next().ok());
+}
+
+TEST_CASE("a disk of an earlier daemon is served by nobody, and only force ends it under a guest",
+          "[.vdpa][crash]") {
+    vdpa_disk setup;
+    // Known to the running daemon alone.
+    const json extent = {{"target", setup.storage.target_of("t")},
+                         {"offset", setup.storage.part("t").offset + disk_bytes},
+                         {"length", disk_bytes}};
+    const json late = disk_add({{"name", "late"}, {"extents", json::array({extent})}});
+    setup.daemon.control().result(late);
+    test_guest guest(setup.daemon.device("late"));
+    const std::vector<std::byte> data = write_noise(guest.driver, 64 << 10);
+    const json remove = {{"op", "disk_rm"}, {"name", "late"}};
+    setup.daemon.kill();
+    submit_flush(guest.driver, 0);
+    setup.daemon.start();
+    CHECK_THAT(setup.daemon.control().error(remove), ContainsSubstring("--force"));
+    usleep(300000); // as often as the daemon looks
+    CHECK(guest.driver.poll(0) == nullptr);
+    for (const json& disk : setup.daemon.control().result({{"op", "disk_list"}})) {
+        CHECK(disk.at("name") != "late");
+    }
+    // It goes on with its disk; and ends by force, or without when it is gone.
+    setup.daemon.control().result(late);
+    CHECK(guest.driver.next().ok());
+    std::vector<std::byte> found(data.size());
+    CHECK(guest.driver.read(0, found).status == blk_ok);
+    CHECK(same(found, data));
+    setup.daemon.kill();
+    setup.daemon.start();
+    auto removed = setup.daemon.remove_by_force("late");
+    CHECK(guest.disk_lost());
+    guest.device.disconnect();
+    removed.get();
+    CHECK_THAT(setup.daemon.control().error(remove), ContainsSubstring("does not exist"));
+}
+
+TEST_CASE("the daemon ends although a VMM keeps a disk that was removed by force", "[.vdpa]") {
+    vdpa_disk setup;
+    test_guest guest(setup.path, two_queues());
+    auto removed = setup.daemon.remove_by_force("d");
+    CHECK(guest.disk_lost());
+    CHECK(setup.daemon.terminate() == 0);
+    CHECK_THROWS(removed.get());
+    guest.device.disconnect();
+    setup.daemon.start();
 }
 
 TEST_CASE("a guest resets its disk, stops, leaves and comes while the daemon is dead",

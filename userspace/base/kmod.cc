@@ -250,6 +250,9 @@ result<kmod_disk> kmod_control::create(const std::string& name,
     if (!fd && errno == ENOSPC)
         return error{who + ": the kernel module has " + std::to_string(version_.max_disks) +
                      " disks, which is all it can have"};
+    if (!fd && errno == EEXIST)
+        return error{who + ": a VMM still has a disk of that name open, which was removed with "
+                           "--force: end that guest first"};
     if (!fd)
         return errno_error(who + ": cannot create its vDPA device", errno);
     return kmod_disk(std::move(fd), who, shape);

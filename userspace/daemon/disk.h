@@ -74,6 +74,8 @@ class disk : public queue_host {
     const volume& layout() const { return volume_; }
     uint32_t slot() const { return *slot_; } // in the maps of all disks
     bool connected() const { return server_->connected(); }
+    // Was it removed by force, and only a VMM keeps it?
+    bool waits_for_vmm() const { return server_->waits_for_vmm(); }
     uint32_t queues_running() const { return server_->queues_running(); }
     // A program of the operator's that remaps in the module, from @file, instead of the default one
     // or another; an empty name takes it away.

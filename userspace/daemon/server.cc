@@ -169,8 +169,31 @@ result<disk*> server::add_disk(const disk_config& c, const target_config* own_ta
     return disks_.back().get();
 }
 
-// A disk that the module still has, of an earlier daemon or configuration, taken over so that it
-// can be removed: on a target of its size that moves no data.
+// A disk that the module still has, of an earlier daemon or configuration: removed, unless a VMM has
+// it open. Claimed for a moment and not served, for nobody here knows where its bytes are.
+result<void> server::remove_orphan(const std::string& name) {
+    auto module = services().module();
+    if (!module)
+        return error{"disk " + name + " does not exist"};
+    auto found = (*module)->claim(name);
+    if (!found)
+        return error{"disk " + name + ": " + found.failure().text};
+    if (!*found)
+        return error{"disk " + name + " does not exist"};
+    auto gone = (*found)->remove(false);
+    if (!gone)
+        return gone.failure();
+    if (!*gone)
+        return error{"disk " + name +
+                     " is not in the configuration, and a VMM has it open; end that guest first, or "
+                     "remove the disk with --force"};
+    orphans(); // and its maps go
+    log_info("disk " + name + ": removed");
+    return {};
+}
+
+// The same by force: what its guest still asks for gets an error, so it is taken over, on a target of
+// its size that moves no data and that disk::remove() lets no request reach.
 result<disk*> server::adopt(const std::string& name) {
     const error unknown{"disk " + name + " does not exist"};
     auto module = services().module();
@@ -210,34 +233,41 @@ result<disk*> server::adopt(const std::string& name) {
     return added;
 }
 
-// What an earlier daemon left that is none of our disks. Disks in the module that nobody serves:
-// their guests wait. Maps of disks that are not even there: they go.
-void server::report_orphans() {
+// What an earlier daemon left that is none of our disks: those in the module. Maps of disks that are
+// not even there go.
+std::vector<vql_disk_next> server::orphans() {
     std::vector<vql_disk_next> all;
     if (access(kmod_folder, F_OK) == 0) {
         auto module = services().module();
         if (!module)
-            return;
+            return {};
         auto listed = (*module)->list();
         if (!listed)
-            return;
+            return {};
         all = std::move(*listed);
     }
     maps_->forget_unless([&](const std::string& name) {
         return find(name) ||
                std::any_of(all.begin(), all.end(), [&](const auto& d) { return name == d.name; });
     });
-    for (const vql_disk_next& d : all)
-        if (const std::string name = d.name; !d.claimed && !find(name))
-            log_warning("disk " + name +
-                        " is in the kernel module but not in the configuration: its guest waits. "
-                        "Add it, or end it with: vqlane disk rm " +
-                        name + " --force");
+    std::erase_if(all, [&](const vql_disk_next& d) { return d.claimed || find(d.name); });
+    return all;
+}
+
+void server::report_orphans() {
+    for (const vql_disk_next& d : orphans())
+        log_warning(std::string("disk ") + d.name +
+                    " is in the kernel module but not in the configuration: its guest waits. "
+                    "Add it, or end it with: vqlane disk rm " +
+                    d.name + " --force");
 }
 
 void server::remove_disk(const std::string& name, bool force, completion done) {
     disk* d = find(name);
-    if (!d) {
+    const bool orphan = !d;
+    if (orphan && !force)
+        return done(remove_orphan(name));
+    if (orphan) {
         auto adopted = adopt(name);
         if (!adopted)
             return done(adopted.failure());
@@ -250,8 +280,12 @@ void server::remove_disk(const std::string& name, bool force, completion done) {
                           " has a guest connected; detach it there first, or "
                           "remove the disk with --force"});
     leaving_.push_back(name);
-    d->remove(force, [this, d, name, done](result<void> ok) {
+    d->remove(force, [this, d, name, orphan, done](result<void> ok) {
         std::erase(leaving_, name);
+        if (!ok && orphan) // not ours after all
+            return d->close([this, d, done, why = ok.failure()] {
+                disk_ended(d, [done, why] { done(why); });
+            });
         if (!ok)
             return done(std::move(ok));
         disk_ended(d, [name, done] {
@@ -295,7 +329,11 @@ void server::resize_disk(const std::string& name, uint64_t bytes, completion don
 }
 
 void server::stop(std::function<void()> done) {
-    if (!leaving_.empty()) // their ends come first
+    // Ends that are under way come first; but a VMM may have a disk open for ever.
+    if (std::any_of(leaving_.begin(), leaving_.end(), [&](const std::string& name) {
+            const disk* d = find(name);
+            return d && !d->waits_for_vmm();
+        }))
         return loop_.post([this, done] { stop(done); });
     auto left = std::make_shared<size_t>(disks_.size());
     if (disks_.empty())

@@ -50,7 +50,9 @@ class server {
     result<target*> open_target(const target_config& c);
     void close_target(target& t, std::function<void()> done = {});
     void disk_ended(disk* d, std::function<void()> done);
+    result<void> remove_orphan(const std::string& name);
     result<disk*> adopt(const std::string& name);
+    std::vector<vql_disk_next> orphans();
     void report_orphans();
     void once_a_second();
     disk_services& services() { return *services_; }

@@ -56,6 +56,8 @@ class frontend {
     virtual void remove(bool force, std::function<void(result<void>)> done) = 0;
 
     virtual bool connected() const = 0;
+    // Removed by force, and there until a VMM lets go of it: close() may come first.
+    virtual bool waits_for_vmm() const { return false; }
     uint32_t queues_running() const { return running_; }
 
     // Stop all queues, let @change change the host's geometry, start them again, tell the driver.

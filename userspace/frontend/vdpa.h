@@ -49,6 +49,7 @@ class vdpa_server : public frontend {
     void close(std::function<void()> done) override;
     void remove(bool force, std::function<void(result<void>)> done) override;
     bool connected() const override { return state_.status != 0; }
+    bool waits_for_vmm() const override { return bool(removed_); }
     void geometry_changes(std::function<void()> change) override;
     void queue_broken(virtqueue& q) override;
     void queue_through(virtqueue& q) override;
