@@ -208,6 +208,8 @@ void poller::sleep() {
         return;
     bool in_flight = false;
     for (nvme_lane* lane : lanes_) {
+        if (!lane->engine.in_flight())
+            lane->stuck.store(false, std::memory_order_relaxed); // nobody looks before we wake
         if (!lane->engine.in_flight() || lane->told_lost)
             continue;
         if (!lane->has_interrupt)
@@ -305,8 +307,11 @@ bool poller::reap_nvme() {
         lane->engine.reap();
         if (!lane->engine.done().empty()) {
             work = true;
-            for (const auto& f : lane->engine.done())
+            // It may grow meanwhile: what follows a part of a request may be done as it is submitted.
+            for (size_t i = 0; i < lane->engine.done().size(); i++) {
+                const auto f = lane->engine.done()[i];
                 finished(*f.owner, f.status);
+            }
             lane->engine.clear_done();
         }
         if (VQL_UNLIKELY(lane->engine.lost()) && !lane->told_lost) {
