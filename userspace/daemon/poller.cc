@@ -323,10 +323,13 @@ bool poller::reap_nvme() {
 }
 
 // Through the ring, since a client could make a plain write block; no completion unless it fails
-// (then the counter is full, and the guest has an interrupt coming anyway).
+// (then the counter is full, and the guest has an interrupt coming anyway). Without RWF_NOWAIT the
+// kernel would keep a write to a full counter until there is room: a client that never reads could
+// have it keep any number of them.
 void poller::interrupt(virtqueue& vq) {
     io_uring_sqe* e = uring_.sqe();
     io_uring_prep_write(e, vq.call.get(), &one, sizeof(one), 0);
+    e->rw_flags = RWF_NOWAIT;
     e->flags |= IOSQE_CQE_SKIP_SUCCESS;
     io_uring_sqe_set_data64(e, tag_none);
 }
