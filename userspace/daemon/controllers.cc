@@ -19,8 +19,8 @@ namespace {
 constexpr uint32_t queue_depth = 512;
 constexpr uint32_t bounce_pages = 128;
 // How long the queue pairs of a dead daemon may take to go, and how often a lost one is tried
-// again.
-constexpr int wait_s = 30;
+// again; and how long those may take of a controller that is opened while guests are served.
+constexpr int wait_s = 30, short_wait_s = 1;
 
 std::string text_of(const char* field, size_t bytes) { // NVMe 2.0 §1.4: padded with spaces
     std::string s(field, strnlen(field, bytes));
@@ -31,10 +31,10 @@ std::string text_of(const char* field, size_t bytes) { // NVMe 2.0 §1.4: padded
 } // namespace
 
 result<std::unique_ptr<controller>>
-controller::open(const std::string& bdf, uint32_t index, bool allow_untranslated, event_loop& loop,
-                 const std::vector<std::unique_ptr<poller>>& pollers) {
+controller::open(const std::string& bdf, uint32_t index, bool allow_untranslated, bool patient,
+                 event_loop& loop, const std::vector<std::unique_ptr<poller>>& pollers) {
     auto c = std::unique_ptr<controller>(new controller(bdf, index, loop));
-    if (auto ok = c->take(allow_untranslated); !ok)
+    if (auto ok = c->take(allow_untranslated, patient); !ok)
         return ok.failure();
     if (auto ok = c->open_lanes(pollers); !ok)
         return ok.failure();
@@ -54,7 +54,7 @@ controller::guarded_pair::~guarded_pair() {
         remove_guard(g);
 }
 
-result<void> controller::take(bool allow_untranslated) {
+result<void> controller::take(bool allow_untranslated, bool patient) {
     auto device = kmod_ctrl::open(bdf_);
     if (!device)
         return device.failure();
@@ -73,7 +73,7 @@ result<void> controller::take(bool allow_untranslated) {
         if (locked && info_.state == VQL_CTRL_LIVE &&
             info_.free_qpairs + info_.own_qpairs == info_.max_qpairs)
             break;
-        if (waited == wait_s * 100)
+        if (waited == (patient ? wait_s : short_wait_s) * 100)
             return error{"controller " + bdf_ +
                          (info_.state == VQL_CTRL_RESETTING ? " is still being reset"
                                                             : " is in use by another process")};
@@ -92,9 +92,13 @@ result<void> controller::take(bool allow_untranslated) {
 }
 
 result<void> controller::open_lanes(const std::vector<std::unique_ptr<poller>>& pollers) {
-    const size_t n = std::min<size_t>(pollers.size(), info_.max_qpairs);
+    // A kernel lane that has outlived its daemon has one.
+    const size_t n = std::min<size_t>(pollers.size(), info_.free_qpairs);
+    if (!n)
+        return error{"controller " + bdf_ + " has no queue pair left: the kernel lane has " +
+                     std::to_string(info_.own_qpairs)};
     if (n < pollers.size())
-        log_info("controller " + bdf_ + " has " + std::to_string(n) + " queue pairs: of " +
+        log_info("controller " + bdf_ + " has " + std::to_string(n) + " queue pairs left: of " +
                  std::to_string(pollers.size()) + " pollers only the first " + std::to_string(n) +
                  " serve its disks");
     for (size_t i = 0; i < n; i++) {
@@ -259,9 +263,9 @@ void controller::recover(lane& l) {
 }
 
 void controller::give_up(lane& l, const std::string& why) {
-    if (!gone_)
+    if (!std::exchange(told_gone_, true))
         log_error("controller " + bdf_ + ": " + why + "; its disks answer with errors from now on");
-    gone_ = true;
+    l.failed = true;
     l.on->post([raw = &l] { raw->on->fail_nvme(raw->served); });
 }
 
@@ -286,10 +290,10 @@ void controller::overdue(lane& l, std::vector<uint16_t> cids) {
 }
 
 void controller::tick() {
-    if (closing_ || gone_)
+    if (closing_)
         return;
     for (auto& l : lanes_)
-        if (l->lost)
+        if (l->lost && !l->failed)
             recover(*l);
     auto now = device_.info();
     if (!now)
@@ -316,7 +320,8 @@ result<controller*> controller_set::use(const std::string& bdf) {
     if (!free)
         return error{"more than " + std::to_string(VQL_MAX_CONTROLLERS) + " controllers"};
     auto opened =
-        controller::open(bdf, uint32_t(free - slots_.data()), allow_untranslated_, loop_, pollers_);
+        controller::open(bdf, uint32_t(free - slots_.data()), allow_untranslated_, patient_, loop_,
+                         pollers_);
     if (!opened)
         return opened.failure();
     free->what = std::move(*opened);

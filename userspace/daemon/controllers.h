@@ -29,8 +29,8 @@ class controller {
     // Take the controller at PCI address @bdf for this process alone. Refused: not bound to the
     // module, used by another daemon, untranslated DMA unless @allow_untranslated.
     static result<std::unique_ptr<controller>>
-    open(const std::string& bdf, uint32_t index, bool allow_untranslated, event_loop& loop,
-         const std::vector<std::unique_ptr<poller>>& pollers);
+    open(const std::string& bdf, uint32_t index, bool allow_untranslated, bool patient,
+         event_loop& loop, const std::vector<std::unique_ptr<poller>>& pollers);
     ~controller();
     controller(const controller&) = delete;
     controller& operator=(const controller&) = delete;
@@ -79,12 +79,13 @@ class controller {
         nvme_lane served;
         std::vector<std::shared_ptr<attachment>> attachments;
         bool lost = false;
-        uint32_t tries = 0; // to replace it
+        bool failed = false; // … for good
+        uint32_t tries = 0;  // to replace it
     };
 
     controller(const std::string& bdf, uint32_t index, event_loop& loop)
         : bdf_(bdf), index_(index), loop_(loop) {}
-    result<void> take(bool allow_untranslated);
+    result<void> take(bool allow_untranslated, bool patient);
     result<void> open_lanes(const std::vector<std::unique_ptr<poller>>& pollers);
     result<std::shared_ptr<guarded_pair>> make_pair();
     static result<kmod_dma_table> make_table(const guarded_pair& p, const kmod_mspace& space);
@@ -100,7 +101,7 @@ class controller {
     kmod_ctrl device_;
     vql_ctrl_info info_{};
     std::vector<std::unique_ptr<lane>> lanes_;
-    bool gone_ = false;
+    bool told_gone_ = false;
     bool closing_ = false;
 
     // Aborts overdue commands and, if that does not help, resets the controller: both can block.
@@ -119,6 +120,8 @@ class controller_set {
     result<controller*> use(const std::string& bdf);
     void unuse(uint32_t index);
     controller& at(uint32_t index) const { return *slots_[index].what; }
+    // From now on guests are served: nothing waits long.
+    void serving() { patient_ = false; }
     void tick();
     // Are there controllers that are being closed?
     bool closing() const;
@@ -131,6 +134,7 @@ class controller_set {
     event_loop& loop_;
     const std::vector<std::unique_ptr<poller>>& pollers_;
     bool allow_untranslated_;
+    bool patient_ = true;
     std::array<slot, VQL_MAX_CONTROLLERS> slots_;
 };
 

@@ -72,6 +72,7 @@ result<void> server::start() {
         if (auto added = add_disk(d); !added)
             return added.failure();
     report_orphans();
+    controllers_->serving();
     loop_.every_second([this] { once_a_second(); });
     return {};
 }
