@@ -387,7 +387,10 @@ void disk::resize(uint64_t bytes, std::function<void(result<void>)> done) {
     // The queues stand still while table and capacity change under them.
     auto held_volume = std::make_shared<volume>(std::move(*v));
     auto held_extents = std::make_shared<shared_array>(std::move(*extents));
-    server_->geometry_changes([this, held_volume, held_extents, bytes, done] {
+    server_->geometry_changes([this, held_volume, held_extents, bytes, was = volume_.bytes, done] {
+        if (volume_.bytes != was) // by another resize, which asked first
+            return done(error{"disk " + config_.name + " was resized to " +
+                              std::to_string(volume_.bytes) + " bytes meanwhile; try again"});
         std::swap(extents_, *held_extents);
         config_.bytes = bytes;
         done(apply_volume(std::move(*held_volume)));
