@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <map>
@@ -58,15 +59,17 @@ class disk_names {
         if (!list)
             return list.failure();
         names_.clear();
+        asked_ = clock::now();
         for (const json& disk : *list)
             names_[disk.at("slot").get<uint32_t>()] = disk.at("name").get<std::string>();
         return {};
     }
-    // One that came since is asked for, once.
+    // As of a second ago at most: a slot that is given up is soon another disk's.
     std::string of(uint32_t slot) {
-        if (names_.count(slot) == 0 && (!refresh() || names_.count(slot) == 0))
-            names_[slot] = "slot:" + std::to_string(slot);
-        return names_[slot];
+        const bool old = clock::now() - asked_ > std::chrono::seconds(1);
+        if ((old || names_.count(slot) == 0) && !refresh())
+            asked_ = clock::now(); // the daemon is busy, or gone: with the names that we have
+        return names_.try_emplace(slot, "slot:" + std::to_string(slot)).first->second;
     }
     result<uint32_t> slot_of(const std::string& name) const {
         for (const auto& [slot, known] : names_)
@@ -76,8 +79,10 @@ class disk_names {
     }
 
   private:
+    using clock = std::chrono::steady_clock;
     client& daemon_;
     std::map<uint32_t, std::string> names_;
+    clock::time_point asked_;
 };
 
 } // namespace
