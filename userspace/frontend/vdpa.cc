@@ -564,10 +564,12 @@ void vdpa_server::tick() {
 
 frontend::lane_report vdpa_server::lane_of(uint32_t index) const {
     const vdpa_ring& r = *rings_.at(index);
-    lane_report report{r.lent ? "kernel" : r.running ? "poll" : "none", r.why, 0, 0};
-    if (!r.lent && lane_.mode != lane_mode::poll && !lane_ready_ && !lane_refusal_.empty())
+    // Without a lease, only what the module says counts.
+    const bool lent = leased_ && r.lent;
+    lane_report report{lent ? "kernel" : r.running ? "poll" : "none", leased_ ? r.why : "", 0, 0};
+    if (!lent && lane_.mode != lane_mode::poll && !lane_ready_ && !lane_refusal_.empty())
         report.why = lane_refusal_;
-    if (!r.lent && lane_.mode == lane_mode::poll)
+    if (!lent && lane_.mode == lane_mode::poll)
         report.why = "as configured";
     if (disk_)
         if (auto q = disk_.queue(index); q) {
