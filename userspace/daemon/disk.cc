@@ -299,13 +299,6 @@ lane_settings disk::lane() const {
     s.demote_iops = services_.demote_iops;
     s.plan = [this] { return lane_plan(); };
     s.has_policy = [this] { return !services_.remap.policy(*slot_).empty(); };
-    s.answered = [this] {
-        uint64_t sum = 0;
-        const vql_disk_stats all = stats(VQL_LANE_POLL);
-        for (const vql_op_stats& op : all.op)
-            sum += op.count;
-        return sum;
-    };
     return s;
 }
 

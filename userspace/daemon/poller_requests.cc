@@ -400,6 +400,8 @@ void poller::publish(served_queue& q) {
 
     q.to_publish = false;
     vql_ring_publish(&vq.ring);
+    add(vq.answered, uint16_t(vq.ring.next_used - vq.answered_to));
+    vq.answered_to = vq.ring.next_used;
     if (vq.inflight)
         vq.inflight.published(vq.ring.next_used);
     if (VQL_UNLIKELY(vq.log && vq.log_used))

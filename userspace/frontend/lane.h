@@ -25,8 +25,6 @@ struct lane_settings {
     std::function<result<kmod_lane>()> plan;
     // Has the disk a policy that we cannot evaluate? Then it is as with lane_mode::kernel.
     std::function<bool()> has_policy;
-    // Requests that pollers have answered, since the disk was made.
-    std::function<uint64_t()> answered;
 };
 
 // One queue's side of lane_mode::automatic.

@@ -548,12 +548,13 @@ void vdpa_server::tick() {
         }
         return;
     }
-    const uint64_t now = lane_.answered(), since = now - std::exchange(answered_, now);
     std::vector<ring_state*> to_lend;
     for (auto& r : rings_) {
+        const uint64_t now = vql_read_once(&r->vq.answered);
+        const uint64_t since = now - std::exchange(r->answered, now);
         if (!r->running)
             continue;
-        r->choice.tick(since / queues_running(), lane_.demote_iops);
+        r->choice.tick(since, lane_.demote_iops);
         // A policy may have come under running queues; those that serve a single request end by
         // themselves.
         if (obliged() ? !r->limited : r->choice.kernel())

@@ -64,9 +64,10 @@ class vdpa_server : public frontend {
         bool taking = false;  // … and was asked back
         bool limited = false; // runs for a single request, or for what was in flight
         bool dirty = false;   // a loan ended with requests in flight
-        const char* why = "";
         bool served = false;  // by a poller, since it is ours: base is ours to tell
+        const char* why = "";
         lane_choice choice;
+        uint64_t answered = 0; // at the last tick
     };
 
     result<void> claim(kmod_control& module);
@@ -103,7 +104,6 @@ class vdpa_server : public frontend {
     const lane_settings lane_;
     bool lane_ready_ = false;  // the module knows what to reach
     std::string lane_refusal_; // why not
-    uint64_t answered_ = 0;    // at the last tick
     std::vector<std::function<void()>>
         when_back_; // wait until no queue is lent; none is lent meanwhile
 };

@@ -25,7 +25,7 @@ result<void> prepare_queue(virtqueue& q, const ring_setup& s, guest_memory& memo
     q.ring.must_signal = true;
     q.ring.next_avail = s.next_avail;
     q.ring.next_used = vql_load_acquire(&q.ring.used->idx);
-    q.ring.signalled = q.ring.next_used;
+    q.ring.signalled = q.answered_to = q.ring.next_used;
     q.limit = virtqueue::no_limit;
     q.resubmit.clear();
     q.inflight = s.record;

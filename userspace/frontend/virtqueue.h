@@ -44,6 +44,10 @@ struct virtqueue {
 
     std::vector<uint16_t> resubmit; // heads that were in flight when an earlier daemon died
 
+    // Answered by pollers, ever: the poller writes, once a batch, and the control thread reads.
+    __u64 answered = 0;
+    uint16_t answered_to = 0; // the poller's: as of this used index
+
     // Set by the poller when the driver broke the ring, in which case it serves it no more.
     int ring_error = 0; // enum vql_ring_error
 };
