@@ -144,11 +144,12 @@ host_start() {
     vm_pid=$!
 }
 
-# host_stop: ends the VM, if there is one, and what its drives took. timeout passes the signal on.
+# host_stop: ends the VM, if there is one, and what its drives took; sets vm_status. timeout passes the signal on.
 host_stop() {
     [[ -n ${vm_pid:-} ]] || return 0
     kill -TERM "$vm_pid" 2>/dev/null
-    wait "$vm_pid" 2>/dev/null
+    vm_status=0
+    wait "$vm_pid" 2>/dev/null || vm_status=$?
     vm_pid=
     rm -rf "$host_images"
 }
