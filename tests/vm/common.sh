@@ -174,13 +174,14 @@ queues = 2
 END
 }
 
-# daemon_start CONFIG LOG: starts vqlaned and waits until it says that it is ready. Sets daemon_pid.
+# daemon_start CONFIG LOG: starts vqlaned, by daemon_runner if that is set, and waits until it says that it is ready. Sets
+# daemon_pid.
 daemon_start() {
     local tries
     daemon_log=$2
     # The last run's log says "ready" too, until the child has opened its own.
     : >"$daemon_log"
-    "$VQL_BUILD/vqlaned" --config "$1" >"$daemon_log" 2>&1 </dev/null &
+    ${daemon_runner[@]+"${daemon_runner[@]}"} "$VQL_BUILD/vqlaned" --config "$1" >"$daemon_log" 2>&1 </dev/null &
     daemon_pid=$!
     for ((tries = 0; tries < 400 * VQL_SLOWER; tries++)); do
         grep -q '^info: ready: ' "$daemon_log" && return 0

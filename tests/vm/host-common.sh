@@ -287,6 +287,11 @@ asked() {
 in_kernel() { asked 'sum(q["kernel_requests"] for q in answer[0]["lanes"])' disk list; }
 polled() { asked 'sum(p["requests"] for p in answer["pollers"])' stats; }
 
+# The daemon may do here what its unit lets it do, and no more.
+unit_capabilities=$(sed -n 's/^CapabilityBoundingSet=//p' "$VQL_TOP/scripts/vqlaned.service")
+# shellcheck disable=SC2034  # common.sh has it
+daemon_runner=(setpriv --no-new-privs --bounding-set "-all$(printf ',+%s' ${unit_capabilities//CAP_/} | tr '[:upper:]' '[:lower:]')")
+
 # case_daemon_dirs: daemon_dirs, for what daemon_start starts until the case ends.
 case_daemon_dirs() {
     daemon_dirs "/sys/fs/bpf/vqlane-$$"
