@@ -15,7 +15,7 @@
 # KERNEL=debug takes a kernel that checks itself (KASAN, lockdep, kmemleak) for kmod and vm-test;
 # BENCH="null interrupts file scale vm" chooses parts of the bench (vm only by name), BENCH_SECONDS and
 # BENCH_ROUNDS how long they take;
-# CXX, CC, CLANG; V=1 shows commands; TESTS=unit|e2e|guest runs a part of the tests.
+# CXX, CC, CLANG; V=1 shows commands; TESTS=unit|e2e|guest|bench runs a part of the tests.
 
 CXX ?= g++
 CC ?= gcc
