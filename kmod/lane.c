@@ -107,7 +107,7 @@ static bool settle(struct vql_lane *lane)
 	return due;
 }
 
-static void begin_trace(struct vql_lane *lane, u16 head, struct vql_lane_io *io)
+static void begin_trace(struct vql_lane *lane, u16 head, struct vql_lane_io *io, u64 fetched)
 {
 	io->trace = (struct vql_trace_io){
 		.slot = lane->config->slot,
@@ -117,7 +117,7 @@ static void begin_trace(struct vql_lane *lane, u16 head, struct vql_lane_io *io)
 		.lane = VQL_LANE_KERNEL,
 		.sector = io->io.sector,
 		.bytes = io->io.bytes,
-		.fetched = ktime_get_ns(),
+		.fetched = fetched,
 	};
 	trace_vqlane_fetch(&io->trace);
 }
@@ -127,6 +127,7 @@ static int take(struct vql_lane *lane)
 {
 	struct vql_lane_io *io;
 	u16 head = vql_ring_peek(&lane->ring);
+	u64 fetched = ktime_get_ns();
 	int err;
 
 	err = vql_chain_walk(&lane->ring, &lane->mem, head, &lane->scratch->chain);
@@ -153,7 +154,7 @@ static int take(struct vql_lane *lane)
 		return err;
 	}
 	if (lane->waited_for != head)
-		begin_trace(lane, head, io);
+		begin_trace(lane, head, io, fetched);
 	lane->waited_for = VQL_LANE_NOBODY;
 	err = err == VQL_BLK_ANSWERED ? 1 : vql_lane_submit(lane, head, io);
 	switch (err) {
