@@ -185,10 +185,15 @@ void define_device(CLI::App& app, command_line& line) {
             ->required();
         command.add_flag("--force", given->force, force);
         command.callback([&line, given, what] {
-            line.local = [given, what] {
-                const auto done = what({}, given->name, given->force,
-                                       [](const std::string& text) { print(text + "\n"); });
-                return done ? 0 : failed(done.failure().text);
+            line.local = [&line, given, what] {
+                json said = json::array();
+                const auto done = what({}, given->name, given->force, [&](const std::string& text) {
+                    line.as_json ? said.push_back(text) : void(print(text + "\n"));
+                });
+                if (!done)
+                    return failed(done.failure().text);
+                const json answer = {{"device", given->name}, {"said", said}};
+                return line.as_json ? print(answer.dump(2) + "\n") : 0;
             };
         });
     };
