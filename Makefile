@@ -214,8 +214,8 @@ demo-host: kmod
 BENCH ?=
 BENCH_SECONDS ?= 0.5
 BENCH_ROUNDS ?= 5
-bench: setup
-	$(Q)$(BUILD_ALL) all $(BENCH_PROGRAMS)
+bench: setup $(if $(filter vm,$(BENCH)),kmod)
+	$(Q)$(BUILD_ALL) all $(BENCH_PROGRAMS) $(if $(filter vm,$(BENCH)),vm-programs)
 	$(Q)tests/bench/run --seconds $(BENCH_SECONDS) --rounds $(BENCH_ROUNDS) $(BENCH)
 
 check: setup

@@ -457,6 +457,7 @@ enum vql_ctrl_state {
  * @block_bytes: out: 512 or 4096
  * @boundary_blocks: out: NOIOB, 0 = none
  * @flags: zero
+ * @reserved: zero
  * @reason: out: text, zero-terminated
  */
 struct vql_ns_info {
