@@ -246,9 +246,9 @@ static u32 kq_reap(struct vql_kq *kq, struct vql_lane_end *end)
 			.lane = kq->tags[cqe.cid].lane,
 			.head = kq->tags[cqe.cid].head,
 			/* The queue pair is just being deleted: over, but not done. */
-			.status = vql_nvme_status_code(&cqe) == VQL_NVME_SC_SQ_DELETED ?
-					  VQL_LANE_LOST :
-					  vql_nvme_status(&cqe),
+			.status = vql_nvme_status_code(&cqe) == VQL_NVME_SC_SQ_DELETED
+					  ? VQL_LANE_LOST
+					  : vql_nvme_status(&cqe),
 		};
 		free_tag(kq, cqe.cid);
 	}

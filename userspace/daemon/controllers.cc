@@ -319,9 +319,8 @@ result<controller*> controller_set::use(const std::string& bdf) {
     }
     if (!free)
         return error{"more than " + std::to_string(VQL_MAX_CONTROLLERS) + " controllers"};
-    auto opened =
-        controller::open(bdf, uint32_t(free - slots_.data()), allow_untranslated_, patient_, loop_,
-                         pollers_);
+    auto opened = controller::open(bdf, uint32_t(free - slots_.data()), allow_untranslated_,
+                                   patient_, loop_, pollers_);
     if (!opened)
         return opened.failure();
     free->what = std::move(*opened);

@@ -307,7 +307,8 @@ bool poller::reap_nvme() {
         lane->engine.reap();
         if (!lane->engine.done().empty()) {
             work = true;
-            // It may grow meanwhile: what follows a part of a request may be done as it is submitted.
+            // It may grow meanwhile: what follows a part of a request may be done as it is
+            // submitted.
             for (size_t i = 0; i < lane->engine.done().size(); i++) {
                 const auto f = lane->engine.done()[i];
                 finished(*f.owner, f.status);

@@ -170,8 +170,8 @@ result<disk*> server::add_disk(const disk_config& c, const target_config* own_ta
     return disks_.back().get();
 }
 
-// A disk that the module still has, of an earlier daemon or configuration: removed, unless a VMM has
-// it open. Claimed for a moment and not served, for nobody here knows where its bytes are.
+// A disk that the module still has, of an earlier daemon or configuration: removed, unless a VMM
+// has it open. Claimed for a moment and not served, for nobody here knows where its bytes are.
 result<void> server::remove_orphan(const std::string& name) {
     auto module = services().module();
     if (!module)
@@ -185,16 +185,17 @@ result<void> server::remove_orphan(const std::string& name) {
     if (!gone)
         return gone.failure();
     if (!*gone)
-        return error{"disk " + name +
-                     " is not in the configuration, and a VMM has it open; end that guest first, or "
-                     "remove the disk with --force"};
+        return error{
+            "disk " + name +
+            " is not in the configuration, and a VMM has it open; end that guest first, or "
+            "remove the disk with --force"};
     orphans(); // and its maps go
     log_info("disk " + name + ": removed");
     return {};
 }
 
-// The same by force: what its guest still asks for gets an error, so it is taken over, on a target of
-// its size that moves no data and that disk::remove() lets no request reach.
+// The same by force: what its guest still asks for gets an error, so it is taken over, on a target
+// of its size that moves no data and that disk::remove() lets no request reach.
 result<disk*> server::adopt(const std::string& name) {
     const error unknown{"disk " + name + " does not exist"};
     auto module = services().module();
@@ -234,8 +235,8 @@ result<disk*> server::adopt(const std::string& name) {
     return added;
 }
 
-// What an earlier daemon left that is none of our disks: those in the module. Maps of disks that are
-// not even there go.
+// What an earlier daemon left that is none of our disks: those in the module. Maps of disks that
+// are not even there go.
 std::vector<vql_disk_next> server::orphans() {
     std::vector<vql_disk_next> all;
     if (access(kmod_folder, F_OK) == 0) {
@@ -284,9 +285,8 @@ void server::remove_disk(const std::string& name, bool force, completion done) {
     d->remove(force, [this, d, name, orphan, done](result<void> ok) {
         std::erase(leaving_, name);
         if (!ok && orphan) // not ours after all
-            return d->close([this, d, done, why = ok.failure()] {
-                disk_ended(d, [done, why] { done(why); });
-            });
+            return d->close(
+                [this, d, done, why = ok.failure()] { disk_ended(d, [done, why] { done(why); }); });
         if (!ok)
             return done(std::move(ok));
         disk_ended(d, [name, done] {
