@@ -5,6 +5,7 @@
 #include "model_run.h"
 
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -110,6 +111,50 @@ TEST_CASE("no thread of the daemon runs for a request in the kernel lane", "[.la
         const bool control = thread == std::to_string(disk.daemon.pid());
         CHECK(count - before.at(thread) <= (control ? 2 * uint64_t(seconds.count()) + 2 : 0));
     }
+}
+
+TEST_CASE("a daemon is killed under load while the kernel has its queues, and comes back",
+          "[.lane]") {
+    const std::string mode = GENERATE("kernel", "auto");
+    lane_disk disk("queues = 2\nlane = \"" + mode + "\"\n");
+    guest_options options;
+    options.blk.queues = 2;
+    options.blk.depth = 24;
+    options.memory_bytes = 256 << 20;
+    test_guest guest(disk.daemon.device("d"), options);
+    std::vector<std::byte> model(disk_bytes);
+    random_source random(test_seed(2011));
+    run_options small; // what the kernel lane serves without anybody's help
+    small.max_bytes = 4096;
+    small.discard = small.write_zeroes = false;
+    small.layout.misaligned = false;
+    small.layout.max_pieces = 1;
+    run_options mix;
+    mix.max_bytes = 1 << 20; // what it cannot serve goes to the daemon, and the queue with it
+    model_run run(guest.driver, model, test_seed(2010), mix);
+    uint64_t in_kernel = 0;
+    for (uint64_t round = scaled(20, 10); round > 0; round--) {
+        INFO("lane " << mode << ", " << round << " rounds to go");
+        run.set_options(random.below(2) ? mix : small);
+        run.start(uint64_t{1} << 40);
+        for (uint64_t steps = random.between(1, 60); steps > 0; steps--) {
+            run.step();
+        }
+        usleep(static_cast<useconds_t>(random.below(500)));
+        in_kernel += disk.lane(0).at("kernel_requests").get<uint64_t>() != 0;
+        disk.daemon.kill();
+        // Queues in the kernel lane go on, as far as they can.
+        for (uint64_t steps = random.between(0, 20); steps > 0; steps--) {
+            run.step();
+        }
+        disk.daemon.start();
+        guest.daemon_is_back();
+        // A completion of what is not in flight throws; what never completes times out.
+        run.drain();
+    }
+    CHECK(in_kernel > 0);
+    run.run(100);
+    CHECK(compare_backing(model, {disk.storage.part("t")}) == disk_bytes);
 }
 
 } // namespace vql::guest
