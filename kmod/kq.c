@@ -249,6 +249,7 @@ static u32 kq_reap(struct vql_kq *kq, struct vql_lane_end *end)
 			.status = vql_nvme_status_code(&cqe) == VQL_NVME_SC_SQ_DELETED
 					  ? VQL_LANE_LOST
 					  : vql_nvme_status(&cqe),
+			.nvme = (u16)vql_nvme_status_code(&cqe),
 		};
 		free_tag(kq, cqe.cid);
 	}

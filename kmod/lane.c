@@ -206,15 +206,27 @@ static bool serve(struct vql_lane *lane, u32 most)
 	return more;
 }
 
-/* A command has ended. */
-static void end_part(struct vql_lane *lane, u16 head, u16 status)
+/* The drive refuses, or fails: not for the guest alone to know. */
+static void tell_failure(struct vql_lane *lane, const struct vql_lane_io *io, u16 nvme)
 {
-	struct vql_lane_io *io = &lane->ios[head];
+	trace_vqlane_error(lane->config->slot, (u16)lane->index, -EIO, "NVMe command failed");
+	dev_warn_ratelimited(
+		&lane->disk->vdev.dev,
+		"I/O error: operation %u of %llu bytes at sector %llu, NVMe status 0x%03x\n",
+		io->io.op, io->io.bytes, io->io.sector, nvme);
+}
 
-	if (status == VQL_LANE_LOST)
+/* A command has ended. */
+static void end_part(struct vql_lane *lane, const struct vql_lane_end *end)
+{
+	struct vql_lane_io *io = &lane->ios[end->head];
+
+	if (end->status == VQL_LANE_LOST)
 		io->lost = true;
-	else if (io->io.status < status)
-		io->io.status = (u8)status;
+	else if (io->io.status < end->status)
+		io->io.status = (u8)end->status;
+	if (end->status == VQL_STATUS_IOERR)
+		tell_failure(lane, io, end->nvme);
 	if (--io->parts)
 		return;
 	if (io->lost) {
@@ -225,7 +237,7 @@ static void end_part(struct vql_lane *lane, u16 head, u16 status)
 	io->trace.device_done = ktime_get_ns();
 	io->busy = false;
 	lane->in_flight--;
-	answer(lane, head, io);
+	answer(lane, end->head, io);
 }
 
 /* Nothing is under way but what is lost: who waits for that is to know. */
@@ -300,7 +312,7 @@ static void end_parts_of_lane(struct vql_lane_end *end, u32 n)
 	for (i = 0; i < n; i++) {
 		if (end[i].lane != lane)
 			continue;
-		end_part(lane, end[i].head, end[i].status);
+		end_part(lane, &end[i]);
 		end[i].lane = NULL;
 	}
 	signal = settle(lane);

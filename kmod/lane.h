@@ -202,6 +202,7 @@ struct vql_lane_end {
 	struct vql_lane *lane;
 	u16 head;
 	u16 status; /* enum vql_status, or VQL_LANE_LOST */
+	u16 nvme;   /* the drive's word: status code and type, NVMe 2.0 §4.2.3 */
 };
 #define VQL_LANE_LOST 0xffff
 /* @n of them, in any order, which this uses up. In an interrupt, or in a worker. */

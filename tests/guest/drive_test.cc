@@ -322,8 +322,10 @@ TEST_CASE("requests that touch a bad block fail, and no others", "[.][drive-erro
     CHECK(ops.at("read").at("errors") == failed[0]);
     CHECK(ops.at("read").at("count") == done[0]);
     CHECK(ops.at("write").at("errors") == failed[1]);
-    CHECK(daemon.wait_log("target victim0 ("));
-    CHECK(daemon.wait_log("Input/output error"));
+    if (lane() != "kernel") { // whose words are in the kernel's log
+        CHECK(daemon.wait_log("target victim0 ("));
+        CHECK(daemon.wait_log("Input/output error"));
+    }
 }
 
 } // namespace vql::guest

@@ -185,15 +185,10 @@ std::string null_target(const std::string& name, const std::string& size) {
     return "[[target]]\nname = \"" + name + "\"\ntype = \"null\"\nsize = \"" + size + "\"\n";
 }
 
-namespace {
-
-// Who is to serve the queues of disks that do not say it themselves.
 std::string lane() {
     const char* word = std::getenv("VQL_E2E_LANE");
     return word == nullptr ? "poll" : word;
 }
-
-} // namespace
 
 std::string disk_of(const std::string& name, const std::string& lines) {
     std::string front;

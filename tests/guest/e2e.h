@@ -22,6 +22,8 @@ uint64_t scaled(uint64_t n, uint64_t least = 1);
 
 // Guests come over vhost-user, or with VQL_E2E=vdpa over vqlane.ko, which is loaded.
 bool vdpa_world();
+// Who is to serve the queues of vDPA disks that do not say it themselves: $VQL_E2E_LANE, or "poll".
+std::string lane();
 // Disks are files, or, always in the vDPA world and else with VQL_E2E_BDF, ranges of an NVMe drive
 // with two controllers: $VQL_E2E_BDF is bound to vqlane, and through the other the kernel sees
 // namespace 1 as $VQL_E2E_NVME (256 MiB of 512-byte blocks that read as zeroes when deallocated).
