@@ -592,8 +592,9 @@ struct vql_qpair_detach {
 /*
  * VQL_IOC_QPAIR_ABORT (int argument: command identifier): the command is overdue; NVMe Abort
  *   (NVMe 2.0 §5.1). The completion, if it comes, comes in the queue.
- * VQL_IOC_CTRL_RESET (on the controller): abort did not help. Disable and enable the controller;
- *   all its queue pairs are lost. Returns when it is live again, or ENODEV.
+ * VQL_IOC_CTRL_RESET (on the controller): abort did not help. Delete its I/O queues, disable and enable
+ *   the controller; all its queue pairs are lost, and until a state word says so commands may come back
+ *   as aborted for that (status 0x08): they are to be done again. Returns when it is live again, or ENODEV.
  */
 
 #define VQL_IOC_MAGIC 0xB5
