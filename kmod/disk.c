@@ -36,7 +36,7 @@ static struct workqueue_struct *remove_wq;
 void vql_bell_set(struct vql_bell *bell, const struct vdpa_callback *cb)
 {
 	spin_lock_irq(&bell->lock);
-	bell->cb = *cb;
+	bell->cb = (struct vdpa_callback){.callback = cb->callback, .private = cb->private};
 	spin_unlock_irq(&bell->lock);
 }
 
@@ -45,9 +45,7 @@ void vql_bell_ring(struct vql_bell *bell)
 	unsigned long flags;
 
 	spin_lock_irqsave(&bell->lock, flags);
-	if (bell->cb.trigger)
-		eventfd_signal(bell->cb.trigger);
-	else if (bell->cb.callback)
+	if (bell->cb.callback)
 		bell->cb.callback(bell->cb.private);
 	spin_unlock_irqrestore(&bell->lock, flags);
 }

@@ -13,8 +13,12 @@
 
 /*
  * How the guest is interrupted. The lock is held over the call: when vql_bell_set() returns, nobody
- * uses what was there before, and vhost-vdpa may free it. That nests it outside an eventfd's lock;
- * so it must not be taken in kick_vq(), which is called with one held. A controller's interrupt takes it.
+ * uses what was there before. That nests it outside an eventfd's lock; so it must not be taken in
+ * kick_vq(), which is called with one held. A controller's interrupt takes it.
+ *
+ * Never by cb.trigger, which is quicker: vhost-vdpa lets go of that eventfd before it tells us of the
+ * next one, may tell of it for another queue (it reads the index from the VMM's memory twice), and does
+ * not set it at all for the configuration's. The callback finds the eventfd where vhost-vdpa has it now.
  */
 struct vql_bell {
 	spinlock_t lock;
