@@ -11,8 +11,9 @@
  * reserved, then pushed (given to the controller) or cancelled, and free again when it has ended.
  *
  * Loss. When the controller can no longer do DMA for the queue pair (reset, unbind, deletion), qpair.c
- * calls vql_kq_lost(), under ctrl->lock: no tag is reserved and none pushed after that, and what was
- * pushed ends as lost, from a worker, since that takes lanes' locks and wakes people. Reserving, writing
+ * calls kq_lost(), under ctrl->lock: no tag is reserved and none pushed after that, and what was
+ * pushed ends as lost, from a worker, since that takes lanes' locks and wakes people. Those tags are not
+ * free before, also when the next queue pair is. Reserving, writing
  * to the tag's page and pushing happen in one section with interrupts off, which is an RCU reader's:
  * after a grace period nobody touches the old queue pair's memory.
  */
@@ -37,11 +38,18 @@ MODULE_PARM_DESC(
 	"time a command of the kernel lane has until it is aborted, and until after that the "
 	"controller is reset, s (default 30)");
 
+/*
+ * Of kq->line and lane->waiting, of all: a lane may use several controllers, and wait for one of them. Inside
+ * kq->lock, leaf.
+ */
+static DEFINE_SPINLOCK(line_lock);
+
 struct kq_tag {
 	struct vql_lane *lane; /* NULL: free */
 	u16 head;
 	bool pushed;
 	bool aborted;
+	bool lost; /* with its queue pair: it waits for lost_work, whatever comes after */
 	unsigned long since; /* jiffies, when pushed */
 };
 
@@ -52,7 +60,7 @@ struct vql_kq {
 	struct vql_kq_limits limits;
 	struct vql_qpair *qp; /* under ctrl->lock; read in sections that kq_lost() waits for */
 
-	spinlock_t lock; /* irqs off; leaf */
+	spinlock_t lock; /* irqs off */
 	bool live;
 	bool watched;
 	u16 tail;
@@ -62,7 +70,7 @@ struct vql_kq {
 	u16 nfree;
 	u16 free[KQ_TAGS];
 	struct kq_tag tags[KQ_TAGS];
-	struct list_head line; /* lanes that wait for a tag */
+	struct list_head line; /* lanes that wait for a tag; under line_lock */
 
 	struct delayed_work watch;
 	struct work_struct lost_work;
@@ -77,7 +85,7 @@ struct vql_ctrl *vql_kq_ctrl(struct vql_kq *kq) { return kq->ctrl; }
 static void free_tag(struct vql_kq *kq, u16 tag)
 {
 	kq->tags[tag].lane = NULL;
-	kq->tags[tag].pushed = false;
+	kq->tags[tag].pushed = kq->tags[tag].lost = false;
 	kq->free[kq->nfree++] = tag;
 }
 
@@ -95,6 +103,7 @@ static void wake_line(struct vql_kq *kq, const struct vql_lane *except)
 {
 	struct vql_lane *lane, *next;
 
+	spin_lock(&line_lock);
 	list_for_each_entry_safe(lane, next, &kq->line, waiting)
 	{
 		if (lane == except)
@@ -102,6 +111,7 @@ static void wake_line(struct vql_kq *kq, const struct vql_lane *except)
 		list_del_init(&lane->waiting);
 		vql_lane_wake(lane);
 	}
+	spin_unlock(&line_lock);
 }
 
 int vql_kq_reserve(struct vql_kq *kq, struct vql_lane *lane, u16 head)
@@ -116,8 +126,11 @@ int vql_kq_reserve(struct vql_kq *kq, struct vql_lane *lane, u16 head)
 		tag = kq->free[--kq->nfree];
 		kq->tags[tag].lane = lane;
 		kq->tags[tag].head = head;
-	} else if (list_empty(&lane->waiting)) {
-		list_add_tail(&lane->waiting, &kq->line);
+	} else {
+		spin_lock(&line_lock);
+		if (list_empty(&lane->waiting))
+			list_add_tail(&lane->waiting, &kq->line);
+		spin_unlock(&line_lock);
 	}
 	spin_unlock(&kq->lock);
 	return tag;
@@ -137,13 +150,13 @@ void vql_kq_cancel(struct vql_kq *kq, u16 tag)
 	spin_unlock(&kq->lock);
 }
 
-void vql_kq_leave_line(struct vql_kq *kq, struct vql_lane *lane)
+void vql_kq_leave_line(struct vql_lane *lane)
 {
 	unsigned long flags;
 
-	spin_lock_irqsave(&kq->lock, flags);
+	spin_lock_irqsave(&line_lock, flags);
 	list_del_init(&lane->waiting);
-	spin_unlock_irqrestore(&kq->lock, flags);
+	spin_unlock_irqrestore(&line_lock, flags);
 }
 
 u16 vql_kq_qid(const struct vql_kq *kq) { return READ_ONCE(kq->qp)->qid; }
@@ -237,7 +250,7 @@ static u32 kq_reap(struct vql_kq *kq, struct vql_lane_end *end)
 			kq->phase ^= 1;
 		}
 		/* A controller may be wrong, too. */
-		if (cqe.cid >= KQ_TAGS || !kq->tags[cqe.cid].pushed) {
+		if (cqe.cid >= KQ_TAGS || !kq->tags[cqe.cid].pushed || kq->tags[cqe.cid].lost) {
 			pr_warn_ratelimited("%s: completion of no command (identifier %u)\n",
 					    vql_ctrl_name(kq->ctrl), cqe.cid);
 			continue;
@@ -293,9 +306,12 @@ static void kq_lost(struct vql_qpair *qp)
 {
 	struct vql_kq *kq = qp->owner;
 	unsigned long flags;
+	u16 tag;
 
 	spin_lock_irqsave(&kq->lock, flags);
 	kq->live = false;
+	for (tag = 0; tag < KQ_TAGS; tag++)
+		kq->tags[tag].lost = kq->tags[tag].pushed;
 	spin_unlock_irqrestore(&kq->lock, flags);
 	synchronize_rcu();
 	refcount_inc(&kq->refs);
@@ -309,8 +325,8 @@ static u32 kq_collect_lost(struct vql_kq *kq, struct vql_lane_end *end)
 	u16 tag;
 
 	spin_lock_irq(&kq->lock);
-	for (tag = 0; tag < KQ_TAGS && n < KQ_REAP && !kq->live; tag++) {
-		if (!kq->tags[tag].pushed)
+	for (tag = 0; tag < KQ_TAGS && n < KQ_REAP; tag++) {
+		if (!kq->tags[tag].lost)
 			continue;
 		end[n++] = (struct vql_lane_end){
 			.lane = kq->tags[tag].lane,
@@ -349,7 +365,7 @@ static int kq_overdue(struct vql_kq *kq, bool *aborted, bool *any)
 	for (tag = 0; tag < KQ_TAGS; tag++) {
 		struct kq_tag *t = &kq->tags[tag];
 
-		if (!t->pushed)
+		if (!t->pushed || t->lost)
 			continue;
 		*any = true;
 		if (time_before(jiffies, t->since + limit * (t->aborted ? 2 : 1)))
@@ -444,8 +460,6 @@ int vql_kq_revive(struct vql_kq *kq)
 {
 	int err;
 
-	/* What the last one lost has its tags until it has ended. */
-	flush_work(&kq->lost_work);
 	mutex_lock(&kq->ctrl->lock);
 	err = kq_start(kq);
 	mutex_unlock(&kq->ctrl->lock);

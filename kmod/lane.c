@@ -163,8 +163,10 @@ static int take(struct vql_lane *lane)
 		io->busy = true;
 		io->taken = lane->taken++;
 		lane->in_flight++;
-		if (!io->parts) /* each of them was lost at once */
+		if (!io->parts) { /* each of them was lost at once: nobody else will say so */
 			lane->lost++;
+			lane_stop(lane, VQL_RETURNED_LOST);
+		}
 		break;
 	case VQL_LANE_WAIT: lane->waited_for = head; return err;
 	case VQL_LANE_VERDICT: lane_stop(lane, VQL_RETURNED_VERDICT); return err;

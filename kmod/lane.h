@@ -167,7 +167,7 @@ struct vql_lane {
 	bool busy;
 	u32 recent;               /* requests in this window */
 	unsigned long window_end; /* jiffies */
-	struct list_head waiting; /* for a free command; under kq->lock */
+	struct list_head waiting; /* for a free command; under kq.c's line_lock */
 
 	struct irq_work signal;
 	struct work_struct serve_work;
@@ -265,6 +265,6 @@ void vql_kq_ring(struct vql_kq *kq);
 /* Its identifier on the controller, for traces. */
 u16 vql_kq_qid(const struct vql_kq *kq);
 /* No longer in line for a free command. */
-void vql_kq_leave_line(struct vql_kq *kq, struct vql_lane *lane);
+void vql_kq_leave_line(struct vql_lane *lane);
 
 #endif

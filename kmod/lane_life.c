@@ -264,8 +264,8 @@ static void wait_for_contexts(struct vql_lane *lane)
 	u32 i;
 
 	cancel_work_sync(&lane->serve_work);
-	for (i = 0; i < lane->config->nkqs; i++) {
-		vql_kq_leave_line(lane->config->kqs[i], lane);
+	vql_kq_leave_line(lane);
+	for (i = 0; i < lane->config->nkqs; i++)
 		vql_kq_synchronize(lane->config->kqs[i]);
 	}
 	/* It was in line until now, perhaps, and woken. */
