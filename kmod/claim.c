@@ -229,7 +229,9 @@ static long claim_acquire(struct vql_claim *claim, struct vql_disk_acquire __use
 		disk->frozen++;
 		vql_disk_fence(disk);
 		disk->frozen--;
-		/* It let go of the lock. */
+		/* It let go of the lock: lanes may have stopped meanwhile, or were to start. */
+		vql_lanes_start(disk);
+		vql_lane_poke(disk);
 		ret = may_acquire(disk, acquire.epoch);
 	}
 	if (!ret)
@@ -331,12 +333,8 @@ static long claim_lane(struct vql_claim *claim, struct vql_disk_lane __user *arg
 			return PTR_ERR(config);
 	}
 	mutex_lock(&disk->lock);
-	if (disk->gone) {
-		err = -ENODEV;
-	} else {
-		/* As for any change below running queues; but the daemon's own may run on. */
-		vql_lanes_config(disk, &config);
-	}
+	/* As for any change below running queues; but the daemon's own may run on. */
+	err = disk->gone ? -ENODEV : vql_lanes_config(disk, &config);
 	mutex_unlock(&disk->lock);
 	vql_lane_config_free(config); /* the old one, or the new one in vain */
 	return err;

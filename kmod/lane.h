@@ -216,7 +216,7 @@ void vql_lane_poke(struct vql_disk *disk);
 /* What lanes have to say to the disk, or to those who wait for them. */
 void vql_lane_work(struct work_struct *work);
 /* Exchanges the disk's configuration; without one no queue is lent any more. Lets go of the lock. */
-void vql_lanes_config(struct vql_disk *disk, struct vql_lane_config **config);
+int vql_lanes_config(struct vql_disk *disk, struct vql_lane_config **config);
 int vql_lane_lend(struct vql_queue *q, u16 next_avail);
 /* The loan is to end. */
 void vql_lane_take(struct vql_queue *q);

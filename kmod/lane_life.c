@@ -267,7 +267,6 @@ static void wait_for_contexts(struct vql_lane *lane)
 	vql_kq_leave_line(lane);
 	for (i = 0; i < lane->config->nkqs; i++)
 		vql_kq_synchronize(lane->config->kqs[i]);
-	}
 	/* It was in line until now, perhaps, and woken. */
 	cancel_work_sync(&lane->serve_work);
 	irq_work_sync(&lane->signal);
@@ -440,20 +439,25 @@ int vql_lane_lend(struct vql_queue *q, u16 next_avail)
 	return -EOPNOTSUPP;
 }
 
-void vql_lanes_config(struct vql_disk *disk, struct vql_lane_config **config)
+int vql_lanes_config(struct vql_disk *disk, struct vql_lane_config **config)
 {
+	int err = -ENODEV;
 	u32 i;
 
 	/* While this waits no lane is to start; the lease is not concerned. */
 	disk->frozen++;
 	vql_lanes_ask_stop(disk);
 	vql_lanes_wait_stopped(disk);
-	swap(disk->lane_config, *config);
+	if (!disk->gone) { /* it let go of the lock */
+		swap(disk->lane_config, *config);
+		err = 0;
+	}
 	for (i = 0; i < disk->nqueues && !disk->lane_config; i++)
 		if (disk->queues[i].lane.lent)
 			lane_return(&disk->queues[i].lane, VQL_RETURNED_TAKEN);
 	disk->frozen--;
 	vql_lanes_start(disk);
+	return err;
 }
 
 void vql_lanes_refresh(struct vql_disk *disk)
