@@ -363,6 +363,7 @@ static long claim_lend(struct vql_claim *claim, struct vql_disk_lend __user *arg
 	if (lend.reserved || lend.next_avail > U16_MAX)
 		return -EINVAL;
 	mutex_lock(&disk->lock);
+	vql_lanes_renew(disk);
 	q = leased_queue(disk, lend.index);
 	if (IS_ERR(q))
 		ret = PTR_ERR(q);

@@ -49,7 +49,7 @@ struct kq_tag {
 	u16 head;
 	bool pushed;
 	bool aborted;
-	bool lost; /* with its queue pair: it waits for lost_work, whatever comes after */
+	bool lost;           /* with its queue pair: it waits for lost_work, whatever comes after */
 	unsigned long since; /* jiffies, when pushed */
 };
 
@@ -62,6 +62,7 @@ struct vql_kq {
 
 	spinlock_t lock; /* irqs off */
 	bool live;
+	u32 number; /* of this queue pair: counts them */
 	bool watched;
 	u16 tail;
 	u16 rung; /* tail as the controller was told last */
@@ -114,13 +115,14 @@ static void wake_line(struct vql_kq *kq, const struct vql_lane *except)
 	spin_unlock(&line_lock);
 }
 
-int vql_kq_reserve(struct vql_kq *kq, struct vql_lane *lane, u16 head)
+int vql_kq_reserve(struct vql_kq *kq, struct vql_lane *lane, u16 head, u32 qpair)
 {
 	int tag = -EAGAIN;
 
 	lockdep_assert_irqs_disabled();
 	spin_lock(&kq->lock);
-	if (!kq->live) {
+	/* The lane may not have noticed yet that there is another one, which has other lanes' memory alone. */
+	if (!kq->live || kq->number != qpair) {
 		tag = -ENODEV;
 	} else if (kq->nfree) {
 		tag = kq->free[--kq->nfree];
@@ -451,6 +453,7 @@ static int kq_start(struct vql_kq *kq)
 	spin_lock_irqsave(&kq->lock, flags);
 	kq->tail = kq->rung = kq->head = 0;
 	kq->phase = 1;
+	kq->number++;
 	kq->live = true;
 	spin_unlock_irqrestore(&kq->lock, flags);
 	return 0;
@@ -525,7 +528,7 @@ void vql_kq_put(struct vql_kq *kq)
 	kq_release(kq);
 }
 
-int vql_kq_attach(struct vql_kq *kq, struct vql_mspace *ms, u64 *dma)
+int vql_kq_attach(struct vql_kq *kq, struct vql_mspace *ms, u64 *dma, u32 *qpair)
 {
 	int err = -ENODEV;
 
@@ -533,8 +536,20 @@ int vql_kq_attach(struct vql_kq *kq, struct vql_mspace *ms, u64 *dma)
 	/* Under ctrl->lock a live queue pair stays live: so memory is mapped for no dead device. */
 	if (kq->qp && vql_qpair_is_live(kq->qp))
 		err = vql_attach_own(kq->qp, ms, dma);
+	*qpair = kq->number; /* which changes under ctrl->lock alone */
 	mutex_unlock(&kq->ctrl->lock);
 	return err;
+}
+
+bool vql_kq_has(struct vql_kq *kq, u32 qpair)
+{
+	unsigned long flags;
+	bool has;
+
+	spin_lock_irqsave(&kq->lock, flags);
+	has = kq->live && kq->number == qpair;
+	spin_unlock_irqrestore(&kq->lock, flags);
+	return has;
 }
 
 void vql_kq_abandon(struct vql_kq *kq)

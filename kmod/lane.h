@@ -77,6 +77,7 @@ void vql_lane_config_free(struct vql_lane_config *config);
 struct vql_lane_view {
 	struct vql_region *dma[2]; /* by address: what devices may write; what they may only read */
 	u32 ndma[2];
+	u32 qpair; /* of the queue pair that they are for (vql_kq_attach()): with it they end */
 };
 
 struct vql_lane_mem {
@@ -89,6 +90,8 @@ struct vql_lane_mem {
 /* Under disk->lock, which keeps @ms. Attaches the module's queue pairs to it. */
 struct vql_lane_mem *vql_lane_mem_create(struct vql_mspace *ms, struct vql_lane_config *config);
 void vql_lane_mem_free(struct vql_lane_mem *mem);
+/* A queue pair that its addresses are for was lost. */
+bool vql_lane_mem_is_stale(const struct vql_lane_mem *mem, const struct vql_lane_config *config);
 /* A part of a ring, in one piece: which may take a mapping of its own (*@map, for vunmap()). */
 void *vql_lane_mem_ring(struct vql_lane_mem *mem, u64 guest, u64 bytes, bool write, void **map);
 
@@ -123,6 +126,7 @@ struct vql_lane_scratch {
 /* Two for each controller: as vql_lane_view has them. With hints of the lane's own. */
 struct vql_lane_dma {
 	struct vql_mem mem[2];
+	u32 qpair; /* for which the addresses hold */
 	bool ring; /* commands were pushed, and the doorbell is yet to be rung */
 };
 
@@ -217,6 +221,11 @@ void vql_lane_poke(struct vql_disk *disk);
 void vql_lane_work(struct work_struct *work);
 /* Exchanges the disk's configuration; without one no queue is lent any more. Lets go of the lock. */
 int vql_lanes_config(struct vql_disk *disk, struct vql_lane_config **config);
+/*
+ * If its lanes' addresses are stale: stops and starts those that run. Before another one starts, which would have the
+ * same. Lets go of the lock.
+ */
+void vql_lanes_renew(struct vql_disk *disk);
 int vql_lane_lend(struct vql_queue *q, u16 next_avail);
 /* The loan is to end. */
 void vql_lane_take(struct vql_queue *q);
@@ -237,7 +246,10 @@ struct vql_kq *vql_kq_get(struct vql_ctrl *ctrl);
 void vql_kq_put(struct vql_kq *kq);
 /* Make a new queue pair if the last was lost. */
 int vql_kq_revive(struct vql_kq *kq);
-int vql_kq_attach(struct vql_kq *kq, struct vql_mspace *ms, u64 *dma);
+/* Sets @dma, of each chunk, and @qpair, the number of the queue pair for which they hold. */
+int vql_kq_attach(struct vql_kq *kq, struct vql_mspace *ms, u64 *dma, u32 *qpair);
+/* Does it still have that queue pair? */
+bool vql_kq_has(struct vql_kq *kq, u32 qpair);
 /* Delete its queue pair: what is under way ends as lost, before this returns. */
 void vql_kq_abandon(struct vql_kq *kq);
 /* What the interrupt handler still does for any lane is over when this returns. */
@@ -253,8 +265,11 @@ struct vql_kq_limits {
 const struct vql_kq_limits *vql_kq_limits(const struct vql_kq *kq);
 struct vql_ctrl *vql_kq_ctrl(struct vql_kq *kq);
 
-/* Under a lane's lock, with interrupts off throughout. A tag, or -EAGAIN: then the lane waits. */
-int vql_kq_reserve(struct vql_kq *kq, struct vql_lane *lane, u16 head);
+/*
+ * Under a lane's lock, with interrupts off throughout: a command for the queue pair @qpair. A tag, or -EAGAIN: then the
+ * lane waits; or -ENODEV: that queue pair was lost, and what is known of addresses with it.
+ */
+int vql_kq_reserve(struct vql_kq *kq, struct vql_lane *lane, u16 head, u32 qpair);
 void vql_kq_cancel(struct vql_kq *kq, u16 tag);
 /* The page for the tag's list. */
 void *vql_kq_page(struct vql_kq *kq, u16 tag);

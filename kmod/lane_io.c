@@ -278,7 +278,7 @@ static struct vql_lane_part *new_part(struct vql_lane *lane, u16 head,
 		*err = VQL_LANE_SHAPE;
 		return NULL;
 	}
-	tag = vql_kq_reserve(kq, lane, head);
+	tag = vql_kq_reserve(kq, lane, head, lane->dma[t->view].qpair);
 	if (tag < 0) {
 		*err = tag; /* VQL_LANE_WAIT or VQL_LANE_GONE */
 		return NULL;

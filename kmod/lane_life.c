@@ -57,6 +57,7 @@ static int lane_alloc(struct vql_lane *lane, struct vql_lane_mem *mem, u32 num)
 			lane->dma[i].mem[kind].region = mem->views[i].dma[kind];
 			lane->dma[i].mem[kind].nregions = mem->views[i].ndma[kind];
 		}
+		lane->dma[i].qpair = mem->views[i].qpair;
 	}
 	return 0;
 }
@@ -417,6 +418,18 @@ void vql_lane_work(struct work_struct *work)
 }
 
 /* ---- what the daemon and the driver ask for ---- */
+
+void vql_lanes_renew(struct vql_disk *disk)
+{
+	if (disk->frozen || !disk->lane_mem ||
+	    !vql_lane_mem_is_stale(disk->lane_mem, disk->lane_config))
+		return;
+	disk->frozen++;
+	vql_lanes_ask_stop(disk);
+	vql_lanes_wait_stopped(disk);
+	disk->frozen--;
+	vql_lanes_start(disk);
+}
 
 int vql_lane_lend(struct vql_queue *q, u16 next_avail)
 {

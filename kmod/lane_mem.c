@@ -90,7 +90,7 @@ static int fill_views(struct vql_lane_mem *mem, struct vql_mspace *ms,
 	for (i = 0; i < mem->nviews && !err; i++) {
 		err = vql_kq_revive(config->kqs[i]);
 		if (!err)
-			err = vql_kq_attach(config->kqs[i], ms, dma);
+			err = vql_kq_attach(config->kqs[i], ms, dma, &mem->views[i].qpair);
 		if (!err)
 			err = fill_view(&mem->views[i], ms, dma);
 	}
@@ -127,6 +127,16 @@ struct vql_lane_mem *vql_lane_mem_create(struct vql_mspace *ms, struct vql_lane_
 err_free:
 	vql_lane_mem_free(mem);
 	return ERR_PTR(err);
+}
+
+bool vql_lane_mem_is_stale(const struct vql_lane_mem *mem, const struct vql_lane_config *config)
+{
+	u32 i;
+
+	for (i = 0; i < mem->nviews; i++)
+		if (!vql_kq_has(config->kqs[i], mem->views[i].qpair))
+			return true;
+	return false;
 }
 
 void vql_lane_mem_free(struct vql_lane_mem *mem)
