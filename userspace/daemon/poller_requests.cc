@@ -265,7 +265,7 @@ bool poller::poll_queue(served_queue& q, uint64_t now) {
 
 // The driver broke the rules in a way that cannot be answered: serve this ring no more.
 void poller::break_ring(served_queue& q, int error) {
-    q.vq->ring_error = error;
+    vql_write_once(&q.vq->ring_error, error);
     if (q.now != served_queue::state::draining)
         q.now = served_queue::state::idle;
     left_round_ = true;

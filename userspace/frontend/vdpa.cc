@@ -401,13 +401,14 @@ void vdpa_server::geometry_changes(std::function<void()> change) {
 }
 
 void vdpa_server::queue_broken(virtqueue& q) {
-    if (!leased_)
+    const int error = vql_read_once(&q.ring_error);
+    if (!leased_ || !error) // set up anew meanwhile
         return;
     if (memory_.lost()) { // what looked like a ring was not the driver's
         q.ring_error = VQL_RING_OK;
         return;
     }
-    broken("queue " + std::to_string(q.index) + ": stopped: " + vql_ring_error_text(q.ring_error));
+    broken("queue " + std::to_string(q.index) + ": stopped: " + vql_ring_error_text(error));
 }
 
 // The module says itself when it has taken memory away.

@@ -332,10 +332,11 @@ void vhost_user_server::remove(bool, std::function<void(result<void>)> done) {
 }
 
 void vhost_user_server::queue_broken(virtqueue& q) {
-    if (ending_ || !client_)
+    const int error = vql_read_once(&q.ring_error);
+    if (ending_ || !client_ || !error) // set up anew meanwhile
         return;
     log_warning("disk " + name_ + " queue " + std::to_string(q.index) +
-                ": stopped: " + vql_ring_error_text(q.ring_error));
+                ": stopped: " + vql_ring_error_text(error));
     status_ |= VIRTIO_CONFIG_S_NEEDS_RESET;
     if (q.err) {
         const uint64_t one = 1;

@@ -48,7 +48,10 @@ struct virtqueue {
     __u64 answered = 0;
     uint16_t answered_to = 0; // the poller's: as of this used index
 
-    // Set by the poller when the driver broke the ring, in which case it serves it no more.
+    // Set by the poller when the driver broke the ring, in which case it serves it no more; reset
+    // by the control thread while no poller has the queue. What the poller posts of it may come
+    // when the queue has been set up and started anew, so the control thread reads it as what may
+    // be written just then.
     int ring_error = 0; // enum vql_ring_error
 };
 
