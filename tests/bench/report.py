@@ -103,7 +103,7 @@ def file_targets(points):
     point = find(points, depth=128)
     for c in classes_of(point) if point else ():
         s = ratio(point, c, "vqlaned", "qemu-storage-daemon", "server_cpu_ns_per_request")
-        yield (f"file, depth 128, {c}: CPU of the peer's", "< 1 ×", span(s, "{:.2f} ×"),
+        yield (f"file, depth 128, {c}: CPU of the peer's", "< 1 ×", span(s, "{:.3f} ×"),
                judge(s["median"], 1, False, point))
 
 
