@@ -77,8 +77,8 @@ TEST_PROGRAMS := $(BUILD)/tests/unit_test $(BUILD)/tests/e2e_test
 BENCH_PROGRAMS := $(BUILD)/tests/bench $(BUILD)/tests/poll_cost
 
 # tests/vm/policies.bpf.c, once for each.
-POLICIES := $(patsubst %,$(BUILD)/tests/vm/policies/%.bpf.o,quiet slot sector reserved straddle forged task endless \
-	newer sleepable empty no_op named two copy beyond stranger)
+POLICIES := $(patsubst %,$(BUILD)/tests/vm/policies/%.bpf.o,quiet straight slot sector reserved straddle forged task \
+	endless newer sleepable empty no_op named two copy beyond stranger)
 VM_PROGRAMS := $(patsubst tests/vm/programs/%.c,$(BUILD)/tests/vm/%,$(wildcard tests/vm/programs/*.c)) \
 	$(BUILD)/tests/vm/bootsector $(POLICIES) $(BUILD)/tests/vm/reader
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Policies for the cases remap and remap-lane, one in each object: "make vm-programs" compiles this
- * file once for each, with -DPOLICY_its-name. Most are for the verifier to refuse; what the last
- * ones answer to reads of the boot-sector guest's blocks is for the module to judge.
+ * Policies for the cases remap, remap-lane and nvme-loss, one in each object: "make vm-programs"
+ * compiles this file once for each, with -DPOLICY_its-name. Most are for the verifier to refuse;
+ * what the last ones answer to reads of the boot-sector guest's blocks is for the module to judge.
  */
 #include "lookup.bpf.h"
 
@@ -50,6 +50,11 @@ int BPF_PROG(remap, struct vqlane_remap_req* req) {
         ;
 #elif defined(POLICY_newer)
     return (int)((struct vqlane_remap_req___newer*)req)->generation;
+#elif defined(POLICY_straight)
+    req->target_sector = req->sector;
+    req->target_sectors = req->sectors;
+    req->verdict = VQL_SERVE; /* of target 0 */
+    return 0;
 #elif defined(POLICY_copy) || defined(POLICY_beyond) || defined(POLICY_stranger)
     const bool block = req->op == VQL_OP_READ && req->sector >= 1 && req->sector <= 512;
 

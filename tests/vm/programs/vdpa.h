@@ -386,11 +386,15 @@ struct scene {
     struct memory memory;
 };
 
-static inline void scene_open(struct scene* s) {
-    s->disk = (int)MUST(disk_create("probe"));
-    vmm_open(&s->vmm, "probe");
+static inline void scene_of(struct scene* s, const char* name) {
+    s->disk = (int)MUST(disk_create(name));
+    vmm_open(&s->vmm, name);
     vmm_start(&s->vmm);
     memory_open(&s->memory, (int)MUST(acquire(s->disk)));
+}
+
+static inline void scene_open(struct scene* s) {
+    scene_of(s, "probe");
 }
 
 // Whatever has become of them. The disk is gone when this returns.
