@@ -7,6 +7,7 @@
 //   flr     a function level reset, by sysfs
 //   pulled  waits until somebody pulls the drive
 //   event   waits until the controller warns of its health
+//   frozen  waits until its PCI channel is frozen, by an error above it, and recovered
 #include <pthread.h>
 #include <sys/wait.h>
 
@@ -163,6 +164,26 @@ static void event(void) {
     CHECK("once", !events_of(ctrl, POLLPRI, 500));
 }
 
+// Error recovery: the port's secondary bus is reset, and the function's configuration with it.
+static void frozen(void) {
+    struct lane lane = new_lane(), idle = new_lane();
+    double begin = now_s();
+
+    NEED(works(&lane, 1, 1));
+    printf("# waiting\n");
+    fflush(stdout);
+    while (lane.status->state == VQL_QPAIR_LIVE && now_s() - begin < 60)
+        sleep_ms(1);
+    check_ended(&lane, VQL_QPAIR_LOST);
+    check_ended(&idle, VQL_QPAIR_LOST);
+    while (get_info().state == VQL_CTRL_RESETTING && now_s() - begin < 60)
+        sleep_ms(1);
+    end_lane(&lane);
+    CHECK("when the channel has recovered it works",
+          get_info().state == VQL_CTRL_LIVE && new_lane_works());
+    end_lane(&idle);
+}
+
 // ---- stress ----
 
 static double stress_end;
@@ -248,6 +269,8 @@ int main(int argc, char** argv) {
         pulled();
     else if (!strcmp(what, "event"))
         event();
+    else if (!strcmp(what, "frozen"))
+        frozen();
     else
         NEED(!"a word that says what");
     return failures != 0;
