@@ -7,7 +7,8 @@
 #   serial    drive                                                id in the monitor
 #   vql-512   1 GiB, blocks of 512 bytes, 8 queue pairs            vql-512
 #   vql-4k    1 GiB, blocks of 4096 bytes; 8 interrupts only,      vql-4k
-#             no shadow doorbells
+#             no shadow doorbells; namespace 2 has 64 MiB in
+#             blocks of 512
 #   vql-2q    256 MiB, 2 queue pairs; no shadow doorbells;         vql-2q
 #             namespaces 2 and 3 have formats to be refused
 #   vql-two   256 MiB, one namespace behind two controllers        vql-two-a, vql-two-b
@@ -53,6 +54,7 @@ vm_drives() {
     vm_namespace vql-512 vql-512 1G
     vm_controller vql-4k vql-4k msix_qsize=9,dbcs=off
     vm_namespace vql-4k vql-4k 1G logical_block_size=4096,physical_block_size=4096
+    vm_namespace vql-4k-512 vql-4k 64M '' 2
     vm_controller vql-2q vql-2q max_ioqpairs=2,msix_qsize=3,dbcs=off
     vm_namespace vql-2q vql-2q 256M
     vm_namespace vql-2q-metadata vql-2q 8M ms=8 2
