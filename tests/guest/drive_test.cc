@@ -222,6 +222,125 @@ TEST_CASE("a controller that does not answer is reset, and given up if that does
 
 namespace {
 
+constexpr uint64_t place_bytes = 4 << 20; // of each target
+constexpr uint64_t piece_bytes = 64 << 10;
+
+std::string place(const std::string& target, uint64_t offset, uint64_t bytes) {
+    return "{ target = \"" + target + "\", offset = " + std::to_string(offset) +
+           ", length = " + std::to_string(bytes) + " }";
+}
+
+} // namespace
+
+TEST_CASE("a disk over namespaces of several drives, and a file, holds each byte where its table "
+          "says",
+          "[.][namespaces]") {
+    test_storage storage;
+    storage.add("drive", place_bytes);
+    storage.add_file("file", place_bytes);
+    const std::string targets =
+        storage.targets() + victim_target(0) + victim_target(0, 2) + victim_target(1);
+    const std::vector<std::string> names = {"drive", "file", "victim0", "victim0-2", "victim1"};
+    auto where = [&](const std::string& name, uint64_t offset, uint64_t bytes) {
+        return name == "drive" ? storage.extent(name, offset, bytes) : place(name, offset, bytes);
+    };
+
+    random_source random(test_seed(1700));
+    std::vector<std::pair<std::string, uint64_t>> pieces;
+    for (const std::string& name : names) {
+        for (uint64_t at = 0; at < place_bytes; at += piece_bytes) {
+            pieces.emplace_back(name, at);
+        }
+    }
+    for (size_t i = pieces.size(); i > 1; i--) {
+        std::swap(pieces[i - 1], pieces[random.below(i)]);
+    }
+    std::string list;
+    for (const auto& [name, at] : pieces) {
+        list += (list.empty() ? "" : ", ") + where(name, at, piece_bytes);
+    }
+    std::vector<std::byte> model(pieces.size() * piece_bytes);
+    {
+        test_daemon daemon(targets + disk_of("d", "queues = 2\nextents = [ " + list + " ]\n"));
+        test_guest guest(daemon.device("d"), loaded_guest());
+        CHECK(guest.driver.config().blk_size == 4096); // the largest of them
+        REQUIRE(guest.driver.write_zeroes({0, uint32_t(model.size() / sector_bytes), 0}).status ==
+                blk_ok);
+        run_options options;
+        options.block_bytes = guest.driver.config().blk_size;
+        options.max_bytes = 512 << 10; // crosses several pieces
+        model_run run(guest.driver, model, test_seed(1701), options);
+        run.run(scaled(4000, 400));
+        CHECK(run.counts().write.count > 50);
+    }
+
+    // Each target for itself, which other tests compare with what the kernel's driver reads.
+    std::string disks;
+    for (const std::string& name : names) {
+        disks += disk_of(name, "extents = [ " + where(name, 0, place_bytes) + " ]\nqueues = 2\n");
+    }
+    test_daemon daemon(targets + disks);
+    for (const std::string& name : names) {
+        INFO(name);
+        test_guest guest(daemon.device(name), loaded_guest());
+        std::vector<std::byte> piece(piece_bytes);
+        size_t wrong = 0;
+        for (size_t i = 0; i < pieces.size(); i++) {
+            if (pieces[i].first != name) {
+                continue;
+            }
+            REQUIRE(guest.driver.read(pieces[i].second / sector_bytes, piece).status == blk_ok);
+            wrong += !std::equal(piece.begin(), piece.end(),
+                                 model.begin() + static_cast<ptrdiff_t>(i * piece_bytes));
+        }
+        CHECK(wrong == 0);
+    }
+}
+
+TEST_CASE("a namespace that is detached fails its disks' requests, and serves again when it is "
+          "attached as it was",
+          "[.][detached]") {
+    test_storage storage;
+    storage.add("t", disk_bytes);
+    storage.add_file("other", disk_bytes);
+    test_daemon daemon(storage.targets() + storage.disk("victim0", "t", "queues = 2\n") +
+                       storage.disk("other", "other"));
+    bystander other(daemon.device("other"), disk_bytes, test_seed(1710));
+    victim_guest victim(daemon, 0);
+    const std::string withdrawn = "withdrawn, its requests fail until it is as it was: it ";
+    const std::string back = "is as it was, and serves again";
+    victim.lose("detach");
+    CHECK(daemon.wait_log(withdrawn + "is not there"));
+    CHECK(other.goes_on());
+    let_case("attach");
+    CHECK(daemon.wait_log(back));
+    victim.goes_on();
+    CHECK(other.goes_on());
+
+    // Blocks of 4096 bytes where they were of 512; the drive would take commands for them.
+    const size_t until_here = daemon.log().size();
+    let_case("format");
+    CHECK(daemon.wait_log(withdrawn + "has blocks of 4096 bytes now, not of 512", until_here));
+    victim.restart();
+    std::vector<std::byte> sector(sector_bytes);
+    for (unsigned i = 0; i < 20; i++) {
+        CHECK(victim.guest.driver.read(i, sector).status == blk_ioerr);
+        CHECK(victim.guest.driver.write(i, sector).status == blk_ioerr);
+    }
+    CHECK(other.goes_on());
+    let_case("format_back");
+    CHECK(daemon.wait_log(back, until_here));
+    random_source(1711).fill(sector);
+    CHECK(victim.guest.driver.write(7, sector).status == blk_ok);
+    std::vector<std::byte> read(sector_bytes);
+    CHECK(victim.guest.driver.read(7, read).status == blk_ok);
+    CHECK(read == sector);
+    CHECK(other.goes_on());
+    CHECK(other.stop() == "");
+}
+
+namespace {
+
 // The drive of drive-errors (tests/vm/host-vm.sh).
 constexpr uint64_t bad_bytes = 64 << 20;
 constexpr uint64_t unreadable = 2048;

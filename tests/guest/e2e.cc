@@ -86,15 +86,16 @@ void let_case(const std::string& word) {
     }
 }
 
-std::string victim_target(unsigned n) {
+std::string victim_target(unsigned n, unsigned nsid) {
     std::istringstream victims(environment("VQL_E2E_VICTIMS"));
     std::string bdf;
     for (unsigned i = 0; i <= n; i++) {
         victims >> bdf;
     }
     REQUIRE(victims);
-    return "[[target]]\nname = \"victim" + std::to_string(n) + "\"\ntype = \"nvme\"\ndevice = \"" +
-           bdf + "\"\nnamespace = 1\n";
+    return "[[target]]\nname = \"victim" + std::to_string(n) +
+           (nsid == 1 ? "" : "-" + std::to_string(nsid)) + "\"\ntype = \"nvme\"\ndevice = \"" +
+           bdf + "\"\nnamespace = " + std::to_string(nsid) + "\n";
 }
 
 vhost_user_only::vhost_user_only(const char* why) {

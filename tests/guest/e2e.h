@@ -34,11 +34,11 @@ std::string environment(const char* name);
 std::string storage_folder();
 // Some tests are steered by a case in tests/vm/cases, on whose machine they run. let_case() has it
 // run its function do_WORD, and comes back when that is done. Such a case names further drives that
-// are bound to vqlane, in $VQL_E2E_VICTIMS: namespace 1 of the first is target "victim0". What a
-// test leaves with leave_for_case() is what the drive must still hold there when the kernel has it
-// back.
+// are bound to vqlane, in $VQL_E2E_VICTIMS: namespace 1 of the first is target "victim0", namespace
+// 2 would be "victim0-2". What a test leaves with leave_for_case() is what the drive must still
+// hold there when the kernel has it back.
 void let_case(const std::string& word); // on any thread
-std::string victim_target(unsigned n);
+std::string victim_target(unsigned n, unsigned nsid = 1);
 // Skips a test that has this among its local variables, for that reason, in the vDPA world.
 struct vhost_user_only {
     explicit vhost_user_only(const char* why);

@@ -433,11 +433,12 @@ result<vql_ns_info> kmod_ctrl::ns_info(uint32_t nsid) const {
     if (command(fd_, VQL_IOC_NS_INFO, i) == 0)
         return i;
     if (errno == ENOENT)
-        return error{"does not exist, or is not attached to this controller"};
-    if (errno == EOPNOTSUPP && i.reason[0])
-        return error{"cannot be served: " +
-                     std::string(i.reason, strnlen(i.reason, sizeof(i.reason)))};
-    return errno_error("cannot learn of it", errno);
+        std::snprintf(i.reason, sizeof(i.reason), "it is not there, or not attached here");
+    else if (errno != EOPNOTSUPP)
+        return errno_error("cannot learn of it", errno);
+    i.reason[sizeof(i.reason) - 1] = 0;
+    i.blocks = i.block_bytes = 0;
+    return i;
 }
 
 result<void> kmod_ctrl::admin_read(uint32_t what, uint32_t nsid, std::span<uint8_t> into) const {

@@ -187,6 +187,8 @@ class kmod_ctrl {
     explicit operator bool() const { return bool(fd_); }
     int fd() const { return fd_.get(); } // for poll(), and flock()
     result<vql_ctrl_info> info() const;
+    // Fails if it cannot be learned now. Of a namespace that cannot be served, or is none, blocks
+    // and block_bytes are 0, and the reason is text, zero-terminated.
     result<vql_ns_info> ns_info(uint32_t nsid) const;
     // @what: VQL_ADMIN_…
     result<void> admin_read(uint32_t what, uint32_t nsid, std::span<uint8_t> into) const;

@@ -250,6 +250,7 @@ void controller::recover(lane& l) {
     }
     n->old_pair = std::exchange(l.pair, std::move(*pair));
     l.lost = false;
+    changes_++;
     log_warning("controller " + bdf_ + ": lost a queue pair, and goes on with a new one");
     l.on->post([this, raw = &l, n, fresh = l.pair] {
         // Here, on the poller's thread: it alone reads views, and uses the engine.
@@ -303,6 +304,8 @@ void controller::tick() {
                   std::to_string(now->critical_warning) +
                   " (NVMe SMART: 1 spare, 2 temperature, 4 reliability, 8 read-only, 16 backup)");
     info_.critical_warning = now->critical_warning;
+    changes_ += now->events != info_.events;
+    info_.events = now->events;
 }
 
 result<controller*> controller_set::use(const std::string& bdf) {

@@ -40,6 +40,8 @@ class controller {
     // Pollers 0…lanes()-1 can reach it.
     size_t lanes() const { return lanes_.size(); }
     const vql_ctrl_info& info() const { return info_; }
+    // Counts what may have changed a namespace: events, resets.
+    uint32_t changes() const { return changes_; }
     int fd() const { return device_.fd(); } // the module knows it by that
     result<vql_ns_info> ns_info(uint32_t nsid) { return device_.ns_info(nsid); }
 
@@ -100,6 +102,7 @@ class controller {
     event_loop& loop_;
     kmod_ctrl device_;
     vql_ctrl_info info_{};
+    uint32_t changes_ = 0;
     std::vector<std::unique_ptr<lane>> lanes_;
     bool told_gone_ = false;
     bool closing_ = false;

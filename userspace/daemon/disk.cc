@@ -313,7 +313,8 @@ result<kmod_lane> disk::lane_plan() const {
     std::copy_n(geometry_.id.begin(), n, lane.id.begin());
     bool any = false;
     for (const claim& part : volume_.parts) {
-        const bool nvme = part.where->kind == target_kind::nvme;
+        // What is withdrawn stays with the pollers, which refuse it.
+        const bool nvme = part.where->kind == target_kind::nvme && part.where->withdrawn.empty();
         vql_lane_range r{};
         r.target = part.where->id;
         r.ctrl_fd = nvme ? services_.controllers.at(part.where->controller).fd() : -1;
@@ -330,6 +331,12 @@ result<kmod_lane> disk::lane_plan() const {
         return std::pair(a.target, a.sector) < std::pair(b.target, b.sector);
     });
     return lane;
+}
+
+void disk::target_changed(const target& t) {
+    if (std::any_of(volume_.parts.begin(), volume_.parts.end(),
+                    [&](const claim& part) { return part.where == &t; }))
+        server_->geometry_changes([] {});
 }
 
 // The last value is the kernel lane's.

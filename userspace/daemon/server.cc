@@ -349,6 +349,10 @@ void server::stop(std::function<void()> done) {
 void server::once_a_second() {
     targets_.report_errors();
     controllers_->tick();
+    targets_.look_at_namespaces([this](const target& t) {
+        for (auto& d : disks_)
+            d->target_changed(t);
+    });
     for (auto& d : disks_)
         d->tick();
     // bpftool can attach to a function, but not raise a USDT probe's semaphore: its pins are one.

@@ -5,6 +5,7 @@
 #include "daemon/controllers.h"
 
 #include <algorithm>
+#include <utility>
 #include <vqlane/io.h>
 
 namespace vql {
@@ -12,8 +13,9 @@ namespace vql {
 result<target*> target_set::open(const target_config& c) {
     if (find(c.name))
         return error{"target " + c.name + " exists already"};
-    const auto free = std::find_if(table_->begin(), table_->end(), [](const auto& p) {
-        return p.load(std::memory_order_relaxed) == nullptr;
+    const auto free = std::find_if(table_->begin(), table_->end(), [&](const auto& p) {
+        return std::none_of(targets_.begin(), targets_.end(),
+                            [&](const auto& t) { return t->id == uint32_t(&p - table_->begin()); });
     });
     if (free == table_->end())
         return error{"more than " + std::to_string(VQL_MAX_TARGETS) + " targets"};
@@ -34,6 +36,8 @@ result<target*> target_set::open(const target_config& c) {
     }
     t->id = uint32_t(free - table_->begin());
     reported_[t->id] = 0;
+    if (t->kind == target_kind::nvme)
+        looked_[t->id] = controllers_->at(t->controller).changes();
     free->store(t.get(), std::memory_order_release);
     targets_.push_back(std::move(t));
     return targets_.back().get();
@@ -55,6 +59,8 @@ result<std::unique_ptr<target>> target_set::open_nvme(const target_config& c) {
     auto ns = on.ns_info(c.nsid);
     if (!ns)
         return refuse(ns.failure().text);
+    if (!ns->blocks)
+        return refuse("cannot be served: " + std::string(ns->reason));
     auto t = std::make_unique<target>();
     t->name = c.name;
     t->kind = target_kind::nvme;
@@ -90,8 +96,53 @@ result<uint64_t> target_set::grow(target& t, uint64_t want) {
     auto ns = controllers_->at(t.controller).ns_info(t.nsid);
     if (!ns)
         return ns.failure();
+    if (ns->block_bytes != t.block_bytes)
+        return error{"target " + t.name + " is withdrawn"};
     t.bytes = ns->blocks * ns->block_bytes;
     return t.bytes;
+}
+
+namespace {
+
+// Why @ns is not what @t was opened as; empty: it is.
+std::string why_other(const target& t, const vql_ns_info& ns) {
+    if (ns.block_bytes == t.block_bytes)
+        return {};
+    if (!ns.blocks)
+        return ns.reason;
+    return "it has blocks of " + std::to_string(ns.block_bytes) + " bytes now, not of " +
+           std::to_string(t.block_bytes);
+}
+
+} // namespace
+
+void target_set::look_at_namespaces(const std::function<void(const target&)>& changed) {
+    for (const auto& t : targets_) {
+        if (t->kind != target_kind::nvme)
+            continue;
+        controller& on = controllers_->at(t->controller);
+        const uint32_t now = on.changes();
+        if (looked_[t->id] == now)
+            continue;
+        const auto ns = on.ns_info(t->nsid);
+        if (!ns)
+            continue; // being reset: the next second
+        looked_[t->id] = now;
+        const std::string was = std::exchange(t->withdrawn, why_other(*t, *ns));
+        if (t->withdrawn == was)
+            continue;
+        const std::string what = "target " + t->name + " (" + t->path + ")";
+        if (t->withdrawn.empty())
+            log_info(what + ": is as it was, and serves again");
+        else
+            log_error(what +
+                      ": withdrawn, its requests fail until it is as it was: " + t->withdrawn);
+        if (was.empty() == t->withdrawn.empty())
+            continue;
+        // Pollers refuse what has no target. What they have submitted is the drive's already.
+        (*table_)[t->id].store(t->withdrawn.empty() ? t.get() : nullptr, std::memory_order_release);
+        changed(*t);
+    }
 }
 
 bool target_set::claimed(const target& t) const {

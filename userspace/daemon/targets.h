@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -50,6 +51,14 @@ class target_set {
     const target_table& table() const { return *table_; }
     const std::vector<std::unique_ptr<target>>& all() const { return targets_; }
 
+    // Look again at the namespaces whose controllers may have changed them. One that is not what it
+    // was opened as is withdrawn, and serves again when it is; @changed is called for each.
+    //
+    // Another host, or the kernel through another controller, can format a namespace: with blocks
+    // of another size under it, a command would name other bytes, and the drive would go past its
+    // PRP list.
+    void look_at_namespaces(const std::function<void(const target&)>& changed);
+
     // Tell the log of what storage refused since the last call.
     void report_errors();
 
@@ -62,6 +71,7 @@ class target_set {
     std::vector<claim> claims_;
     std::unique_ptr<target_table> table_ = std::make_unique<target_table>();
     std::array<uint64_t, VQL_MAX_TARGETS> reported_{};
+    std::array<uint32_t, VQL_MAX_TARGETS> looked_{}; // at which of the controller's changes
 };
 
 } // namespace vql

@@ -14,8 +14,9 @@ namespace vql {
 
 enum class target_kind : uint8_t { null, uring, nvme };
 
-// Immutable once published to the pollers, but for bytes (grows, control thread only) and the
-// atomics, which any poller may clear when the kernel turns out not to support an operation.
+// Immutable once published to the pollers, but for bytes (grows), withdrawn (both the control
+// thread's) and the atomics, which any poller may clear when the kernel turns out not to support an
+// operation.
 struct target {
     std::string name;
     target_kind kind = target_kind::null;
@@ -33,6 +34,7 @@ struct target {
     uint32_t controller = 0;      // index among the daemon's
     uint32_t nsid = 0;            // namespace
     uint32_t boundary_blocks = 0; // no read or write crosses a multiple of it (NOIOB); 0 = none
+    std::string withdrawn;        // why the namespace is another now (control thread only)
 
     // uring
     unique_fd fd;
