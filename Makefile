@@ -219,7 +219,7 @@ bench: setup $(if $(filter vm,$(BENCH)),kmod)
 	$(Q)tests/bench/run --seconds $(BENCH_SECONDS) --rounds $(BENCH_ROUNDS) $(BENCH)
 
 check: setup
-	$(Q)$(BUILD_ALL) $(BUILD)/tests/poll_cost
+	$(Q)$(BUILD_ALL) all $(BUILD)/tests/poll_cost
 	$(Q)scripts/check
 
 fuzz: setup
