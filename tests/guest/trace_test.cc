@@ -132,6 +132,59 @@ TEST_CASE("vqlane trace tells of each request once, with all its bytes", "[trace
     CHECK(lines.back() == json{{"requests", lines.size() - 1}, {"dropped", 0}});
 }
 
+TEST_CASE("what vqlane trace has no room for is counted: told and dropped are all requests",
+          "[trace]") {
+    constexpr uint64_t requests = 100000; // the buffer takes half of them
+    test_daemon daemon(null_target("null", "1G") + disk_of("d", "target = \"null\"\n"));
+    guest_options options;
+    options.blk.depth = 32;
+    test_guest guest(daemon.device("d"), options);
+    blk_driver& driver = guest.driver;
+    running_command trace(daemon, {"trace", "--op", "read"});
+    std::vector<std::byte> sector(sector_bytes);
+    const deadline until(default_timeout());
+    while (trace.lines().empty() && trace.child.running() && !until.passed()) {
+        REQUIRE(driver.read(0, sector).status == blk_ok);
+        usleep(50000);
+    }
+    if (!trace.child.running()) {
+        INFO(trace.errors());
+        REQUIRE(refused_by_kernel(trace.errors()));
+        SKIP(trace.errors());
+    }
+    const auto reads = [&] {
+        const json stats = daemon.control().result({{"op", "stats"}});
+        return stats.at("disks")[0].at("lanes").at("poll").at("read").at("count").get<uint64_t>();
+    };
+    const uint64_t before = reads();
+    usleep(500000); // so that all until now was told
+    const size_t lines_before = trace.lines().size();
+    trace.child.send_signal(SIGSTOP);
+    const uint64_t data = guest.memory->allocate(sector_bytes);
+    for (uint64_t submitted = 0, done = 0; done < requests;) {
+        for (blk_request* r; submitted < requests && (r = driver.acquire(0)); submitted++) {
+            driver.shape(*r, blk_op::read, 0, data, sector_bytes);
+            REQUIRE(driver.submit(*r));
+        }
+        driver.ring(0);
+        for (blk_request* r = &driver.next(); r; r = driver.poll(0), done++) {
+            driver.release(*r);
+        }
+    }
+    CHECK(reads() == before + requests);
+    trace.child.send_signal(SIGCONT);
+    const std::vector<json> lines = trace.stop();
+    const json last = lines.back();
+    INFO(last.dump());
+    CHECK(last.at("requests") == lines.size() - 1);
+    const uint64_t told = lines.size() - 1 - lines_before;
+    const auto dropped = last.at("dropped").get<uint64_t>();
+    CHECK(told > 10000);
+    CHECK(dropped > 10000);
+    CHECK(told + dropped == requests);
+    CHECK_THAT(trace.errors(), ContainsSubstring(std::to_string(dropped) + " requests dropped"));
+}
+
 TEST_CASE("vqlane trace tells only what was asked for", "[trace]") {
     test_storage storage;
     test_daemon daemon(one_disk(storage));

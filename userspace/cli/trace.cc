@@ -175,7 +175,7 @@ result<void> trace(client& daemon, const trace_options& o) {
             return op.failure();
         filter.op = *op;
     }
-    uint64_t told = 0, dropped = 0;
+    uint64_t told = 0, dropped = 0; // so far
     const auto enough = [&] { return o.count && told >= o.count; };
     const pid_t pid = daemon.peer();
     auto tracer = request_tracer::open(pid, filter, [&](const vql_trace_io& io) {
@@ -191,6 +191,13 @@ result<void> trace(client& daemon, const trace_options& o) {
         return tracer.failure();
     if (!(*tracer)->warning().empty())
         std::fprintf(stderr, "vqlane: %s\n", (*tracer)->warning().c_str());
+    const auto tell_dropped = [&] {
+        const uint64_t now = (*tracer)->dropped();
+        if (now != dropped)
+            std::fprintf(stderr, "vqlane: %llu requests dropped\n",
+                         static_cast<unsigned long long>(now - dropped));
+        dropped = now;
+    };
     catch_signals();
     if (!o.as_json)
         std::fputs(trace_heading().c_str(), stdout);
@@ -200,14 +207,12 @@ result<void> trace(client& daemon, const trace_options& o) {
         auto woken = (*tracer)->wait(200);
         if (!woken)
             return woken.failure();
-        const uint64_t lost = (*tracer)->dropped();
-        if (lost != dropped)
-            std::fprintf(stderr, "vqlane: %llu requests dropped\n",
-                         static_cast<unsigned long long>(lost - dropped));
-        dropped = lost;
+        tell_dropped();
         if (kill(pid, 0) < 0 && errno == ESRCH)
             return error{"the daemon, process " + std::to_string(pid) + ", has ended"};
     }
+    (*tracer)->finish();
+    tell_dropped();
     if (o.as_json)
         std::printf("%s\n", json{{"requests", told}, {"dropped", dropped}}.dump().c_str());
     else

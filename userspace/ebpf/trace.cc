@@ -27,6 +27,7 @@ class attached_tracer : public request_tracer {
     result<void> load(const filter& f);
     result<void> attach(pid_t daemon);
     result<bool> wait(int timeout_ms) override;
+    void finish() override;
     uint64_t dropped() const override;
     const std::string& warning() const override { return warning_; }
 
@@ -102,6 +103,12 @@ result<bool> attached_tracer::wait(int timeout_ms) {
     if (n < 0 && n != -EINTR)
         return errno_error("BPF ring buffer", -n);
     return n >= 0;
+}
+
+void attached_tracer::finish() {
+    poll_lane_.reset();
+    kernel_lane_.reset();
+    ring_buffer__consume(events_.get());
 }
 
 uint64_t attached_tracer::dropped() const {

@@ -29,6 +29,8 @@ class request_tracer {
 
     // Call back for what has ended, waiting up to @timeout_ms for the first. False: interrupted.
     virtual result<bool> wait(int timeout_ms) = 0;
+    // Detach, and call back for what has ended until then.
+    virtual void finish() = 0;
     // Requests that passed the filter but found the ring buffer full.
     virtual uint64_t dropped() const = 0;
     // Why one of the lanes is not seen, if so.
