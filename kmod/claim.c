@@ -395,6 +395,57 @@ static long claim_take(struct vql_claim *claim, struct vql_disk_take __user *arg
 	return ret;
 }
 
+static int validate_remap(const struct vql_disk *disk, const struct vql_disk_remap *remap)
+{
+	const struct virtio_blk_config *config = (const void *)disk->config;
+	u64 capacity = le64_to_cpu((__force __le64)config->capacity);
+
+	switch (remap->op) {
+	case VQL_OP_READ:
+	case VQL_OP_WRITE:
+	case VQL_OP_DISCARD:
+	case VQL_OP_WRITE_ZEROES: break;
+	default: return -EINVAL;
+	}
+	return remap->sectors && remap->sector < capacity &&
+			       remap->sectors <= capacity - remap->sector
+		       ? 0
+		       : -EINVAL;
+}
+
+static long claim_remap(struct vql_claim *claim, struct vql_disk_remap __user *arg)
+{
+	struct vql_disk *disk = claim->disk;
+	struct vql_disk_remap remap;
+	struct vqlane_remap_req req;
+	struct vql_queue *q;
+	long ret;
+
+	ret = vql_copy_in(&remap, arg, sizeof(remap));
+	if (ret)
+		return ret;
+	req = (struct vqlane_remap_req){
+		.op = remap.op,
+		.sector = remap.sector,
+		.sectors = remap.sectors,
+	};
+	mutex_lock(&disk->lock);
+	q = leased_queue(disk, remap.index);
+	if (IS_ERR(q))
+		ret = PTR_ERR(q);
+	else
+		ret = validate_remap(disk, &remap) ?: vql_lane_ask(&q->lane, &req);
+	mutex_unlock(&disk->lock);
+	if (ret)
+		return ret;
+	remap.verdict = req.verdict;
+	remap.status = req.status;
+	remap.target = req.target;
+	remap.target_sector = req.target_sector;
+	remap.target_sectors = req.target_sectors;
+	return copy_to_user(arg, &remap, sizeof(remap)) ? -EFAULT : 0;
+}
+
 static long claim_broken(struct vql_claim *claim)
 {
 	mutex_lock(&claim->disk->lock);
@@ -423,6 +474,7 @@ static long claim_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	case VQL_IOC_DISK_LANE: return claim_lane(claim, argp);
 	case VQL_IOC_DISK_LEND: return claim_lend(claim, argp);
 	case VQL_IOC_DISK_TAKE: return claim_take(claim, argp);
+	case VQL_IOC_DISK_REMAP: return claim_remap(claim, argp);
 	case VQL_IOC_DISK_REMOVE: return vql_disk_remove(claim->disk, arg);
 	default: return -ENOTTY;
 	}

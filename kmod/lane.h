@@ -188,6 +188,11 @@ struct vql_lane {
  * status is final; or why it stays where it is, with nothing changed. Under lane->lock.
  */
 int vql_lane_submit(struct vql_lane *lane, u16 head, struct vql_lane_io *io);
+/*
+ * For the daemon, about a request that stayed at the head of the ring: @req's verdict is VQL_SERVE only where the
+ * disk has a right to the answer. -EINVAL: there is no configuration. Under disk->lock.
+ */
+int vql_lane_ask(struct vql_lane *lane, struct vqlane_remap_req *req);
 /* Ring the doorbells of what was submitted. */
 void vql_lane_ring_doorbells(struct vql_lane *lane);
 

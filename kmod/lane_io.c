@@ -73,6 +73,7 @@ static int config_add(struct vql_lane_config *config, const struct vql_lane_rang
 		config_push(config, &(struct vql_lane_target){
 					    .target = range->target,
 					    .view = VQL_LANE_DAEMON,
+					    .block_shift = VQL_SECTOR_SHIFT,
 					    .sector = range->sector,
 					    .sectors = range->sectors,
 				    });
@@ -414,12 +415,11 @@ static int plan_flush(struct vql_lane *lane, u16 head, struct vql_lane_io *io)
 /* ---- remapping ---- */
 
 /* A program's answer that the disk has no right to. */
-static int bad_answer(struct vql_lane *lane, struct vql_lane_io *io,
-		      const struct vqlane_remap_req *req)
+static int bad_answer(struct vql_lane *lane, struct vqlane_remap_req *req)
 {
 	struct vql_disk *disk = lane->disk;
 
-	trace_vqlane_error(lane->config->slot, (u16)lane->index, -ERANGE,
+	trace_vqlane_error(req->slot, (u16)lane->index, -ERANGE,
 			   "remap program's answer is not the disk's to reach");
 	WRITE_ONCE(lane->refused, lane->refused + 1);
 	if (!test_and_set_bit(0, &disk->warned))
@@ -428,8 +428,37 @@ static int bad_answer(struct vql_lane *lane, struct vql_lane_io *io,
 			 "sector %llu, %llu sectors\n",
 			 req->op, req->sector, req->target, req->target_sector,
 			 req->target_sectors);
-	io->io.status = VQL_STATUS_IOERR;
+	req->status = VQL_STATUS_IOERR;
 	return 1;
+}
+
+/*
+ * Has the disk a right to the program's answer? 0: to *@t; 1: no, or it is a refusal: @req->status is final; or
+ * VQL_LANE_VERDICT. Under lane->lock.
+ */
+static int judge(struct vql_lane *lane, const struct vql_lane_config *config,
+		 struct vqlane_remap_req *req, const struct vql_lane_target **t)
+{
+	u64 partial;
+
+	switch (req->verdict) {
+	case VQL_SERVE: break;
+	case VQL_USER: return VQL_LANE_VERDICT;
+	case VQL_REFUSE:
+		if (req->status != VQL_STATUS_UNSUPP)
+			req->status = VQL_STATUS_IOERR;
+		return 1;
+	default: return bad_answer(lane, req);
+	}
+	if (!req->target_sectors || req->target_sectors > req->sectors)
+		return bad_answer(lane, req);
+	*t = target_find(config, req->target, req->target_sector, req->target_sectors);
+	if (!*t || ((*t)->read_only && req->op != VQL_OP_READ))
+		return bad_answer(lane, req);
+	partial = (1ull << ((*t)->block_shift - VQL_SECTOR_SHIFT)) - 1;
+	if ((req->target_sector | req->target_sectors) & partial)
+		return bad_answer(lane, req);
+	return 0;
 }
 
 /*
@@ -439,7 +468,7 @@ static int bad_answer(struct vql_lane *lane, struct vql_lane_io *io,
 static int remap(struct vql_lane *lane, struct vql_lane_io *io, struct vqlane_remap_req *req,
 		 const struct vql_lane_target **t)
 {
-	u64 partial;
+	int err;
 
 	if (!vql_remap_ask(lane->disk, req))
 		return VQL_LANE_VERDICT;
@@ -448,25 +477,29 @@ static int remap(struct vql_lane *lane, struct vql_lane_io *io, struct vqlane_re
 		io->trace.target = req->target;
 	}
 	trace_vqlane_remap(&io->trace, req->verdict, req->target_sector, req->target_sectors);
-	switch (req->verdict) {
-	case VQL_SERVE: break;
-	case VQL_USER: return VQL_LANE_VERDICT;
-	case VQL_REFUSE:
-		io->io.status =
-			req->status == VQL_STATUS_UNSUPP ? VQL_STATUS_UNSUPP : VQL_STATUS_IOERR;
-		return 1;
-	default: return bad_answer(lane, io, req);
-	}
-	if (!req->target_sectors || req->target_sectors > req->sectors)
-		return bad_answer(lane, io, req);
-	*t = target_find(lane->config, req->target, req->target_sector, req->target_sectors);
-	if (*t && (*t)->view == VQL_LANE_DAEMON)
-		return VQL_LANE_VERDICT;
-	if (!*t || ((*t)->read_only && io->io.op != VQL_OP_READ))
-		return bad_answer(lane, io, req);
-	partial = (1ull << ((*t)->block_shift - VQL_SECTOR_SHIFT)) - 1;
-	if ((req->target_sector | req->target_sectors) & partial)
-		return bad_answer(lane, io, req);
+	err = judge(lane, lane->config, req, t);
+	if (err == 1)
+		io->io.status = (u8)req->status;
+	return !err && (*t)->view == VQL_LANE_DAEMON ? VQL_LANE_VERDICT : err;
+}
+
+/* The program runs as it does in the lane: under its lock, with interrupts off. */
+int vql_lane_ask(struct vql_lane *lane, struct vqlane_remap_req *req)
+{
+	const struct vql_lane_config *config = lane->disk->lane_config;
+	const struct vql_lane_target *t;
+	int err = VQL_LANE_VERDICT;
+
+	lockdep_assert_held(&lane->disk->lock);
+	if (!config)
+		return -EINVAL;
+	req->slot = config->slot;
+	spin_lock_irq(&lane->lock);
+	if (vql_remap_ask(lane->disk, req))
+		err = judge(lane, config, req, &t);
+	spin_unlock_irq(&lane->lock);
+	if (err)
+		req->verdict = err == 1 ? VQL_REFUSE : VQL_USER;
 	return 0;
 }
 

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <numeric>
 #include <string>
 #include <unistd.h>
 
@@ -111,6 +112,132 @@ TEST_CASE("no thread of the daemon runs for a request in the kernel lane", "[.la
         const bool control = thread == std::to_string(disk.daemon.pid());
         CHECK(count - before.at(thread) <= (control ? 2 * uint64_t(seconds.count()) + 2 : 0));
     }
+}
+
+// bpf/examples/protect.bpf.c. Requests of all shapes and sizes: what the kernel lane does not
+// serve, it leaves to the daemon, and there a policy has to hold as well.
+TEST_CASE("a policy holds for every request, whoever serves it", "[.lane]") {
+    if (!vdpa_world()) {
+        SKIP("needs VQL_E2E=vdpa");
+    }
+    constexpr uint64_t half = 32 << 20;
+    constexpr uint64_t is_protected = 4096; // sectors from here on may be written
+    constexpr uint64_t hot = 2048, hot_end = 4096, copy = half / sector_bytes;
+    constexpr uint64_t area = 8192;
+    constexpr uint64_t most = 4096;
+    const std::string mode = GENERATE("kernel", "auto");
+    INFO("lane " << mode);
+    test_storage storage;
+    storage.add("image", half);
+    storage.add("copy", half);
+    test_daemon daemon(storage.targets() +
+                       disk_of("d", "lane = \"" + mode + "\"\nextents = [ " +
+                                        storage.extent("image", 0, half) + ", " +
+                                        storage.extent("copy", 0, half) + " ]\n"));
+    guest_options options;
+    options.memory_bytes = 32 << 20;
+    options.start = false;
+    test_guest guest(daemon.device("d"), options);
+    blk_driver& driver = guest.driver;
+    random_source random(test_seed(2020));
+    // Pages come to a guest in the order in which it touches them. In this one, hardly any two
+    // neighbours are neighbours for a device: a large request is one of more pieces than the kernel
+    // lane takes.
+    std::vector<uint64_t> pages(options.memory_bytes / 4096);
+    std::iota(pages.begin(), pages.end(), 0);
+    for (size_t i = pages.size(); i > 1; i--) {
+        std::swap(pages[i - 1], pages[random.below(i)]);
+    }
+    for (uint64_t page : pages) {
+        *driver.memory().at(page * 4096) = std::byte{0};
+    }
+    driver.start();
+    std::vector<std::byte> image(area * sector_bytes), copied((hot_end - hot) * sector_bytes);
+    random.fill(image);
+    random.fill(copied);
+    REQUIRE(driver.write(0, image).status == blk_ok);
+    REQUIRE(driver.write(copy, copied).status == blk_ok);
+    auto seen = image; // with the policy
+    std::copy(copied.begin(), copied.end(), seen.begin() + hot * sector_bytes);
+
+    const std::string object =
+        std::filesystem::absolute(built_program("bpf/examples/protect.bpf.o"));
+    daemon.control().result({{"op", "disk_policy"}, {"name", "d"}, {"object", object}});
+    auto served = [&] {
+        const auto list = daemon.control().result({{"op", "disk_list"}});
+        const auto stats = daemon.control().result({{"op", "stats"}});
+        uint64_t polled = 0;
+        for (const auto& p : stats.at("pollers")) {
+            polled += p.at("requests").get<uint64_t>();
+        }
+        return std::pair(list.at(0).at("lanes").at(0).at("kernel_requests").get<uint64_t>(),
+                         polled);
+    };
+    const auto before = served();
+
+    const arena place{driver.memory().allocate(arena::bytes_for(most * sector_bytes), 4096),
+                      arena::bytes_for(most * sector_bytes)};
+    auto part = [](std::vector<std::byte>& of, uint64_t first, uint64_t count) {
+        return std::span(of).subspan(first * sector_bytes, count * sector_bytes);
+    };
+    std::vector<std::byte> data(most * sector_bytes);
+    uint64_t refused = 0, elsewhere = 0;
+    for (uint64_t left = scaled(1000, 300); left > 0; left--) {
+        blk_request& r = *driver.acquire(0);
+        const uint64_t count = random.between(1, random.chance(50) ? 8 : most);
+        // Half of them about a border.
+        const uint64_t border = random.chance(50) ? hot : hot_end;
+        const uint64_t first =
+            random.chance(50)
+                ? random.below(area - count + 1)
+                : std::min(border - std::min(border, random.below(count + 1)), area - count);
+        const auto op = random.chance(60)   ? blk_op::read
+                        : random.chance(80) ? blk_op::write
+                                            : blk_op::write_zeroes;
+        std::span<const std::byte> out;
+        blk_range range{first, static_cast<uint32_t>(count), 0};
+        r.type = static_cast<uint32_t>(op);
+        r.sector = op == blk_op::write_zeroes ? 0 : first;
+        if (op == blk_op::write) {
+            out = std::span(data).first(count * sector_bytes);
+            random.fill(std::span(data).first(count * sector_bytes));
+        } else if (op == blk_op::write_zeroes) {
+            out = bytes_of(range);
+            std::fill(data.begin(), data.end(), std::byte{0});
+        }
+        r.indirect = random.chance(50);
+        layout_options layout;
+        layout.max_pieces = random.chance(50) ? 1 : 100;
+        layout.misaligned = random.chance(50);
+        layout.max_descriptors = r.indirect ? max_segments : driver.options().queue_size;
+        shape_randomly(random, driver.memory(), place, layout, r, out,
+                       op == blk_op::read ? static_cast<uint32_t>(count * sector_bytes) : 0);
+        const bool may = op == blk_op::read || first >= is_protected;
+        INFO(describe(r) << ": type " << r.type << ", " << count << " sectors at " << first);
+        REQUIRE(driver.execute(r).status == (may ? blk_ok : blk_ioerr));
+        if (op == blk_op::read) {
+            REQUIRE(compare_in(driver.memory(), r, part(seen, first, count)) ==
+                    count * sector_bytes);
+            elsewhere += first < hot_end && first + count > hot;
+        } else if (may) {
+            std::copy_n(data.begin(), count * sector_bytes, part(seen, first, count).begin());
+            std::copy_n(data.begin(), count * sector_bytes, part(image, first, count).begin());
+        }
+        refused += !may;
+        driver.release(r);
+    }
+    CHECK(refused > 20);
+    CHECK(elsewhere > 20);
+    const auto after = served();
+    CHECK(after.first > before.first + 50);
+    CHECK(after.second > before.second + 20); // of shapes that the kernel lane leaves alone
+
+    daemon.control().result({{"op", "disk_policy"}, {"name", "d"}, {"object", nullptr}});
+    std::vector<std::byte> rests(area * sector_bytes);
+    REQUIRE(driver.read(0, rests).status == blk_ok);
+    CHECK(rests == image);
+    REQUIRE(driver.read(copy, std::span(rests).first(copied.size())).status == blk_ok);
+    CHECK(std::equal(copied.begin(), copied.end(), rests.begin()));
 }
 
 TEST_CASE("a daemon is killed under load while the kernel has its queues, and comes back",

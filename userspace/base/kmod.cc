@@ -180,6 +180,19 @@ result<void> kmod_disk::take(uint32_t index) const {
     return {};
 }
 
+result<vql_disk_remap> kmod_disk::remap(uint32_t index, uint32_t op, uint64_t sector,
+                                        uint64_t sectors) const {
+    vql_disk_remap r{};
+    r.index = index;
+    r.op = op;
+    r.sector = sector;
+    r.sectors = sectors;
+    if (command(fd_, VQL_IOC_DISK_REMAP, r) < 0)
+        return errno_error(who_ + " queue " + std::to_string(index) + ": no word from its policy",
+                           errno);
+    return r;
+}
+
 result<void> kmod_disk::set_config(std::span<const uint8_t, VQL_CONFIG_BYTES> config) const {
     vql_disk_config c{};
     std::memcpy(c.config, config.data(), sizeof(c.config));

@@ -92,6 +92,10 @@ class kmod_disk {
     result<void> lend(uint32_t index, uint16_t next_avail) const;
     // ... and is to give it back, which state() and queue() tell.
     result<void> take(uint32_t index) const;
+    // Where the disk's remap program sends @sectors of the queue's request, or the first of them.
+    // May be called on any thread.
+    result<vql_disk_remap> remap(uint32_t index, uint32_t op, uint64_t sector,
+                                 uint64_t sectors) const;
     result<void> set_config(std::span<const uint8_t, VQL_CONFIG_BYTES> config) const;
     // The driver is to reset the device.
     result<void> broken() const;

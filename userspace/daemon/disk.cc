@@ -129,7 +129,7 @@ result<void> disk::set_policy(const std::string& file) {
     if (config_.frontend != frontend_type::vdpa)
         return error{none.text + "frontend = \"vdpa\": it decides in the kernel module"};
     if (!file.empty() && config_.lane == lane_mode::poll)
-        return error{none.text + "lane = \"auto\" or \"kernel\": pollers do not ask it"};
+        return error{none.text + "lane = \"auto\" or \"kernel\": with one, they stay in the kernel lane"};
     if (!services_.maps.active())
         return error{none.text + "BPF maps, which vqlaned could not make (its log says why)"};
     auto ok = file.empty() ? services_.remap.remove_policy(*slot_, config_.name)
@@ -197,7 +197,9 @@ void disk::start_queue(virtqueue& vq) {
     poller& p = poller_of(vq);
     q.vq = &vq;
     q.slot = *slot_;
-    q.table = table_;
+    q.table = q.extents = table_;
+    if (vq.policy)
+        q.table.chunks = 0; // so that nothing is found in it
     q.targets = volume_.targets;
     q.dma.fill(nullptr);
     for (const controller* c : controllers())

@@ -64,8 +64,9 @@ struct nvme_lane {
 // from poller::add_queue() until remove_queue() is done, the poller's alone.
 struct served_queue {
     virtqueue* vq = nullptr;
-    uint32_t slot = 0; // its disk's
-    vql_extent_table table{};
+    uint32_t slot = 0;            // its disk's
+    vql_extent_table table{};     // where requests go; without chunks where vq->policy decides that
+    vql_extent_table extents{};   // the disk's
     std::vector<target*> targets; // what a flush reaches
     // The guest's memory as each controller's DMA sees it, where the disk has targets there. The
     // views are the controllers' own, and change on this poller's thread only.
@@ -196,6 +197,11 @@ class poller {
     bool take(served_queue& q, uint16_t head, uint64_t now);
     uint32_t take_left_over(served_queue& q, uint32_t most, uint64_t now);
     static int parse(virtqueue& vq, uint16_t head, request& r);
+    target* target_of(const vql_remap& to) const {
+        return to.verdict == VQL_SERVE ? targets_[to.target].load(std::memory_order_acquire)
+                                       : nullptr;
+    }
+    static vql_remap not_in_table(request& r);
     void break_ring(served_queue& q, int error);
     void submit(request& r);
     void submit_rest(request& r);

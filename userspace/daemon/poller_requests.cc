@@ -81,6 +81,21 @@ poller::taken poller::submit_to_uring(request& r, target& t, uint64_t offset, ui
     return how;
 }
 
+// The next piece of @r has no place in the table: what does the disk's policy say, if it has one?
+[[gnu::noinline]] vql_remap poller::not_in_table(request& r) {
+    const served_queue& q = *r.queue;
+    const uint64_t sectors = r.left >> VQL_SECTOR_SHIFT;
+    if (!q.vq->policy)
+        return {VQL_REFUSE, 0, 0, 0};
+    const policy_answer says = q.vq->policy(vql_op(r.io.op), r.sector, sectors);
+    if (says.to.verdict == VQL_REFUSE)
+        r.io.status = says.status;
+    if (says.to.verdict != VQL_USER)
+        return says.to;
+    return vql_remap_lookup(&q.extents, vql_extent_table_at, q.extents.chunk_shift, r.sector,
+                            sectors);
+}
+
 // Submit what is left of @r, as far as there is room. When all of it is done at once, or nothing of
 // it is in flight after an error, it is put on done_.
 [[gnu::always_inline]] inline void poller::submit(request& r) {
@@ -93,14 +108,18 @@ poller::taken poller::submit_to_uring(request& r, target& t, uint64_t offset, ui
     while (r.left) {
         if (r.parts == max_parts)
             return; // goes on when a part is done
-        const vql_remap to = vql_remap_lookup(&q.table, vql_extent_table_at, q.table.chunk_shift,
-                                              r.sector, r.left >> VQL_SECTOR_SHIFT);
+        vql_remap to = vql_remap_lookup(&q.table, vql_extent_table_at, q.table.chunk_shift,
+                                        r.sector, r.left >> VQL_SECTOR_SHIFT);
+        target* t = target_of(to);
+        if (VQL_UNLIKELY(!t)) {
+            to = not_in_table(r);
+            t = target_of(to);
+        }
         if (VQL_UNLIKELY(tracing_))
             trace_remap(r, to);
-        target* t =
-            to.verdict == VQL_SERVE ? targets_[to.target].load(std::memory_order_acquire) : nullptr;
         if (VQL_UNLIKELY(!t)) {
-            r.io.status = VQL_STATUS_IOERR;
+            if (r.io.status == VQL_STATUS_OK)
+                r.io.status = VQL_STATUS_IOERR;
             r.left = 0;
             break;
         }

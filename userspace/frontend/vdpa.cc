@@ -264,6 +264,11 @@ void vdpa_server::run_rings() {
             r->vq.limit = r->dirty || dirty_ ? 0 : 1;
         r->dirty = false;
         r->served = true;
+        r->vq.policy = nullptr;
+        if (lane_.has_policy())
+            r->vq.policy = [this, i = r->vq.index](vql_op op, uint64_t sector, uint64_t sectors) {
+                return ask_policy(i, op, sector, sectors);
+            };
         start_ring(*r);
     }
     if (dirty_)
@@ -458,6 +463,17 @@ bool vdpa_server::lend(vdpa_ring& r) {
     if (obliged())
         r.why = lane_.mode == lane_mode::kernel ? "as configured" : "has a policy";
     return true;
+}
+
+// The module knows the policy, and what the disk has a right to. On a poller's thread: touches
+// nothing but the claim, which outlives running queues.
+policy_answer vdpa_server::ask_policy(uint32_t index, vql_op op, uint64_t sector,
+                                      uint64_t sectors) const {
+    const auto says = disk_.remap(index, op, sector, sectors);
+    if (!says)
+        return {{VQL_REFUSE, 0, 0, 0}, VQL_STATUS_IOERR};
+    return {{says->verdict, says->target, says->target_sector, says->target_sectors},
+            uint8_t(says->status)};
 }
 
 bool vdpa_server::any_lent() const {

@@ -86,6 +86,7 @@ class vdpa_server : public frontend {
     std::vector<ring_state*> all_rings();
     void prepare_lane();
     bool lend(vdpa_ring& r);
+    policy_answer ask_policy(uint32_t index, vql_op op, uint64_t sector, uint64_t sectors) const;
     void look_at_lent();
     bool any_lent() const;
     void lend_again(std::vector<ring_state*> rings);

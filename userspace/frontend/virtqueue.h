@@ -14,11 +14,19 @@
 #include "frontend/inflight.h"
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 #include <vqlane/blk.h>
+#include <vqlane/remap.h>
 #include <vqlane/vring.h>
 
 namespace vql {
+
+// What a disk's policy has to say of a piece of a request.
+struct policy_answer {
+    vql_remap to{};                    // VQL_USER: as the extent table says
+    uint8_t status = VQL_STATUS_IOERR; // of VQL_REFUSE
+};
 
 struct virtqueue {
     uint32_t index = 0;
@@ -41,6 +49,10 @@ struct virtqueue {
     // does at 0 when all is resubmitted). no_limit: for ever.
     static constexpr uint32_t no_limit = UINT32_MAX;
     uint32_t limit = no_limit;
+
+    // Decides, in place of the extent table, where a request's next @sectors go; none: the table
+    // does. Called by the poller, and slow.
+    std::function<policy_answer(vql_op op, uint64_t sector, uint64_t sectors)> policy;
 
     std::vector<uint16_t> resubmit; // heads that were in flight when an earlier daemon died
 

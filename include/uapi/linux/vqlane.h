@@ -314,6 +314,36 @@ struct vql_disk_take {
 };
 
 /**
+ * struct vql_disk_remap - VQL_IOC_DISK_REMAP: ask the disk's remap program, as the kernel lane would
+ * @size: sizeof(struct vql_disk_remap)
+ * @index: 0…queues-1: the queue that the request is from
+ * @op: enum vql_op: READ, WRITE, DISCARD or WRITE_ZEROES
+ * @verdict: out: enum vql_verdict
+ * @sector: on the disk, in sectors of 512 bytes
+ * @sectors: > 0, within the disk
+ * @status: out: what VQL_REFUSE answers with: IOERR or UNSUPP of enum vql_status
+ * @target: out: for VQL_SERVE
+ * @target_sector: out: for VQL_SERVE
+ * @target_sectors: out: for VQL_SERVE: 1…@sectors rest there; for the rest ask again
+ *
+ * For requests of a disk with a policy that the kernel lane does not serve. Needs the lease (ESTALE)
+ * and VQL_IOC_DISK_LANE (EINVAL). Where the program answers what the disk has no right to, it is
+ * counted, and told as VQL_REFUSE.
+ */
+struct vql_disk_remap {
+	__u32 size;
+	__u32 index;
+	__u32 op;
+	__u32 verdict;
+	__u64 sector;
+	__u64 sectors;
+	__u32 status;
+	__u32 target;
+	__u64 target_sector;
+	__u64 target_sectors;
+};
+
+/**
  * struct vql_disk_acquire - VQL_IOC_DISK_ACQUIRE: take the lease; returns a fd of the guest memory
  * @size: sizeof(struct vql_disk_acquire)
  * @flags: zero
@@ -616,6 +646,7 @@ struct vql_qpair_detach {
 #define VQL_IOC_DISK_LANE _IOW(VQL_IOC_MAGIC, 0x18, struct vql_disk_lane)
 #define VQL_IOC_DISK_LEND _IOW(VQL_IOC_MAGIC, 0x19, struct vql_disk_lend)
 #define VQL_IOC_DISK_TAKE _IOW(VQL_IOC_MAGIC, 0x1a, struct vql_disk_take)
+#define VQL_IOC_DISK_REMAP _IOWR(VQL_IOC_MAGIC, 0x1b, struct vql_disk_remap)
 
 #define VQL_IOC_MSPACE_REGIONS _IOWR(VQL_IOC_MAGIC, 0x20, struct vql_mspace_regions)
 

@@ -31,7 +31,7 @@ static const struct {
     COMMAND(CTRL, NS_INFO),       COMMAND(CTRL, ADMIN_READ),       COMMAND(CTRL, QPAIR_CREATE),
     COMMAND(CTRL, CTRL_RESET),    COMMAND(QPAIR, QPAIR_ARM),       COMMAND(QPAIR, QPAIR_ATTACH),
     COMMAND(QPAIR, QPAIR_DETACH), COMMAND(QPAIR, QPAIR_ABORT),     COMMAND(DISK, DISK_LANE),
-    COMMAND(DISK, DISK_LEND),     COMMAND(DISK, DISK_TAKE),
+    COMMAND(DISK, DISK_LEND),     COMMAND(DISK, DISK_TAKE),        COMMAND(DISK, DISK_REMAP),
 #undef COMMAND
 };
 enum { COMMANDS = sizeof(commands) / sizeof(*commands) };
@@ -226,6 +226,7 @@ union any {
     struct vql_disk_lane lane;
     struct vql_disk_lend lend;
     struct vql_disk_take take;
+    struct vql_disk_remap remap;
     struct vql_mspace_regions regions;
     struct vql_ns_info ns_info;
     struct vql_admin_read admin_read;
@@ -279,6 +280,12 @@ static void make_struct(unsigned long request, int fd, union any* any) {
         any->lend.next_avail = below(one_in(4) ? 1 << 17 : 4);
         break;
     case VQL_IOC_DISK_TAKE: any->take.index = below(QUEUES + 1); break;
+    case VQL_IOC_DISK_REMAP:
+        any->remap.index = below(QUEUES + 1);
+        any->remap.op = below(6);
+        any->remap.sector = below(one_in(4) ? 1 << 30 : 100);
+        any->remap.sectors = below(100);
+        break;
     case VQL_IOC_MSPACE_REGIONS:
         any->regions.nregions = below(65);
         any->regions.regions = (uintptr_t)words;
