@@ -514,6 +514,7 @@ static int claim_release(struct inode *inode, struct file *file)
 	mutex_lock(&disk->lock);
 	if (disk->claim == claim) {
 		WRITE_ONCE(disk->claim, NULL);
+		vql_disk_ring_all(disk);
 		if (disk->leased) {
 			disk->leased = false;
 			disk->recalled = false;

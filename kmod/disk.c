@@ -50,6 +50,14 @@ void vql_bell_ring(struct vql_bell *bell)
 	spin_unlock_irqrestore(&bell->lock, flags);
 }
 
+void vql_disk_ring_all(struct vql_disk *disk)
+{
+	u32 i;
+
+	for (i = 0; i < disk->nqueues; i++)
+		vql_bell_ring(&disk->queues[i].bell);
+}
+
 /* ---- the lease ---- */
 
 bool vql_disk_runnable(const struct vql_disk *disk)
@@ -114,6 +122,7 @@ static void revoke_lease(struct vql_disk *disk)
 	disk->recalled = false;
 	disk->dirty = true;
 	disk->unfenced = true;
+	vql_disk_ring_all(disk);
 }
 
 void vql_disk_fence(struct vql_disk *disk)

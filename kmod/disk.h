@@ -110,6 +110,11 @@ static inline struct vql_queue *vql_lane_queue(struct vql_lane *lane)
 
 void vql_bell_set(struct vql_bell *bell, const struct vdpa_callback *cb);
 void vql_bell_ring(struct vql_bell *bell);
+/*
+ * Whoever served the queues is gone, perhaps between publishing an answer and telling of it: and who comes
+ * next finds nothing there to tell of. One interrupt too many harms no driver.
+ */
+void vql_disk_ring_all(struct vql_disk *disk);
 
 struct vql_disk *vql_disk_get(struct vql_disk *disk);
 void vql_disk_put(struct vql_disk *disk);
