@@ -197,8 +197,7 @@ static int ctrl_read_capabilities(struct vql_ctrl *ctrl)
 			      "refused: it cannot do with pages of 4096 bytes (CAP.MPSMIN)\n");
 		return -EOPNOTSUPP;
 	}
-	/* Both doorbells of a queue pair share a page then. */
-	if (ctrl->stride > PAGE_SIZE / 2) {
+	if (ctrl->stride > VQL_MAX_STRIDE) {
 		vql_ctrl_warn(ctrl, "refused: its doorbells are %u bytes apart (CAP.DSTRD)\n",
 			      ctrl->stride);
 		return -EOPNOTSUPP;

@@ -32,6 +32,8 @@
 
 enum {
 	VQL_MAX_CTRL_QPAIRS = 64, /* of one controller, whatever it would grant */
+	VQL_MAX_STRIDE =
+		2048, /* bytes from doorbell to doorbell: the two of a queue pair share a page */
 	VQL_ADMIN_DEPTH = 32,
 	VQL_ADMIN_DATA_BYTES = 4096,
 };

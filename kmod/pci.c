@@ -15,7 +15,9 @@
 #include "ctrl.h"
 
 enum {
-	VQL_BAR_BYTES = 8192, /* registers, and the admin queue's doorbells */
+	VQL_BAR_BYTES = 8192, /* at least: registers, and the admin queue's doorbells */
+	/* At most: all doorbells, at the widest stride that there may be (DSTRD, ctrl.c). */
+	VQL_BAR_USED = NVME_REG_DBS + (VQL_MAX_CTRL_QPAIRS + 1) * 2 * VQL_MAX_STRIDE,
 };
 
 static int pci_map(struct vql_ctrl *ctrl)
@@ -33,7 +35,9 @@ static int pci_map(struct vql_ctrl *ctrl)
 	if (pci_resource_len(pdev, 0) < VQL_BAR_BYTES)
 		goto err_regions;
 	err = -ENOMEM;
-	ctrl->bar = ioremap(pci_resource_start(pdev, 0), VQL_BAR_BYTES);
+	/* No queue pair's doorbells are beyond the end of it: max_qpairs. */
+	ctrl->bar = ioremap(pci_resource_start(pdev, 0),
+			    min_t(resource_size_t, pci_resource_len(pdev, 0), VQL_BAR_USED));
 	if (!ctrl->bar)
 		goto err_regions;
 	return 0;
