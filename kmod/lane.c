@@ -192,16 +192,14 @@ static bool serve(struct vql_lane *lane, u32 most)
 			lane_break(lane, -pending);
 			break;
 		}
-		if (!pending) {
-			if (vql_ring_arm(&lane->ring))
-				continue;
+		/* A driver may say by turns that there is something and that there is nothing: that counts, too. */
+		if (!pending && !vql_ring_arm(&lane->ring))
 			break;
-		}
 		if (!most--) {
 			more = true;
 			break;
 		}
-		if (take(lane))
+		if (pending && take(lane))
 			break;
 	}
 	vql_lane_ring_doorbells(lane);
