@@ -129,7 +129,7 @@ result<void> disk::set_policy(const std::string& file) {
     if (config_.frontend != frontend_type::vdpa)
         return error{none.text + "frontend = \"vdpa\": it decides in the kernel module"};
     if (!file.empty() && config_.lane == lane_mode::poll)
-        return error{none.text + "lane = \"auto\" or \"kernel\": with one, they stay in the kernel lane"};
+        return error{none.text + "lane = \"auto\" or \"kernel\": pollers have none"};
     if (!services_.maps.active())
         return error{none.text + "BPF maps, which vqlaned could not make (its log says why)"};
     auto ok = file.empty() ? services_.remap.remove_policy(*slot_, config_.name)
