@@ -99,7 +99,10 @@ static void free_all_tags(struct vql_kq *kq)
 		free_tag(kq, tag);
 }
 
-/* Tags were freed. All but @except are woken: whom there is no tag for waits again. */
+/*
+ * Tags were freed. Those who may have enough now are woken, but for @except: who finds none waits again. To wake those
+ * who cannot have enough would have them try in turns, for nothing: each takes what the other gives back.
+ */
 static void wake_line(struct vql_kq *kq, const struct vql_lane *except)
 {
 	struct vql_lane *lane, *next;
@@ -107,12 +110,24 @@ static void wake_line(struct vql_kq *kq, const struct vql_lane *except)
 	spin_lock(&line_lock);
 	list_for_each_entry_safe(lane, next, &kq->line, waiting)
 	{
-		if (lane == except)
+		/* Of a lost queue pair all are to hear. */
+		if (lane == except || (kq->live && lane->needs > kq->nfree))
 			continue;
 		list_del_init(&lane->waiting);
 		vql_lane_wake(lane);
 	}
 	spin_unlock(&line_lock);
+}
+
+/* How many tags of @kq the request needs at least for which @lane finds none now. */
+static u32 needs(const struct vql_kq *kq, const struct vql_lane *lane)
+{
+	const struct vql_lane_scratch *s = lane->scratch;
+	u32 i, n = 1;
+
+	for (i = 0; i < s->nparts; i++)
+		n += s->parts[i].kq == kq;
+	return n;
 }
 
 int vql_kq_reserve(struct vql_kq *kq, struct vql_lane *lane, u16 head, u32 qpair)
@@ -130,8 +145,8 @@ int vql_kq_reserve(struct vql_kq *kq, struct vql_lane *lane, u16 head, u32 qpair
 		kq->tags[tag].head = head;
 	} else {
 		spin_lock(&line_lock);
-		if (list_empty(&lane->waiting))
-			list_add_tail(&lane->waiting, &kq->line);
+		lane->needs = needs(kq, lane);
+		list_move_tail(&lane->waiting, &kq->line); /* from another one's, perhaps */
 		spin_unlock(&line_lock);
 	}
 	spin_unlock(&kq->lock);

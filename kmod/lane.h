@@ -171,7 +171,9 @@ struct vql_lane {
 	bool busy;
 	u32 recent;               /* requests in this window */
 	unsigned long window_end; /* jiffies */
-	struct list_head waiting; /* for a free command; under kq.c's line_lock */
+	/* For free commands of one controller, so many; under kq.c's line_lock. */
+	struct list_head waiting;
+	u32 needs;
 
 	struct irq_work signal;
 	struct work_struct serve_work;
