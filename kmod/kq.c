@@ -372,10 +372,19 @@ static void kq_lost_work(struct work_struct *work)
 
 /* ---- a command that takes too long ---- */
 
-/* The first that is overdue: its tag, and whether it was aborted; -1: none. */
-static int kq_overdue(struct vql_kq *kq, bool *aborted, bool *any)
+/* A command that is overdue. */
+struct overdue {
+	int tag; /* -1: none is */
+	u32 number;
+	unsigned long since;
+	bool aborted;
+};
+
+/* The first one; it counts as aborted from now on. */
+static struct overdue kq_overdue(struct vql_kq *kq, bool *any)
 {
 	unsigned long limit = (unsigned long)READ_ONCE(io_timeout_s) * HZ;
+	bool aborted;
 	int tag;
 
 	*any = false;
@@ -385,28 +394,43 @@ static int kq_overdue(struct vql_kq *kq, bool *aborted, bool *any)
 		if (!t->pushed || t->lost)
 			continue;
 		*any = true;
-		if (time_before(jiffies, t->since + limit * (t->aborted ? 2 : 1)))
+		aborted = t->aborted;
+		if (time_before(jiffies, t->since + limit * (aborted ? 2 : 1)))
 			continue;
-		*aborted = t->aborted;
 		t->aborted = true;
-		return tag;
+		return (struct overdue){tag, kq->number, t->since, aborted};
 	}
-	return -1;
+	return (struct overdue){.tag = -1};
+}
+
+/*
+ * Is it still? Who had ctrl->lock until now may have waited for the same drive as the command did, and the tag be
+ * somebody else's since: one that is as old as that is still the same.
+ */
+static bool kq_is_overdue(struct vql_kq *kq, const struct overdue *o)
+{
+	const struct kq_tag *t = &kq->tags[o->tag];
+	bool is;
+
+	spin_lock_irq(&kq->lock);
+	is = kq->live && kq->number == o->number && t->pushed && !t->lost && t->since == o->since;
+	spin_unlock_irq(&kq->lock);
+	return is;
 }
 
 /* Abort (NVMe 2.0 §5.1), and when that does not help, reset. */
-static void kq_help(struct vql_kq *kq, u16 tag, bool aborted)
+static void kq_help(struct vql_kq *kq, const struct overdue *o)
 {
 	struct vql_ctrl *ctrl = kq->ctrl;
 
 	mutex_lock(&ctrl->lock);
-	if (kq->qp && vql_qpair_is_live(kq->qp)) {
-		vql_ctrl_warn(ctrl, "command %u of the kernel lane is overdue: %s\n", tag,
-			      aborted ? "the controller is reset" : "aborted");
-		if (aborted)
+	if (kq->qp && vql_qpair_is_live(kq->qp) && kq_is_overdue(kq, o)) {
+		vql_ctrl_warn(ctrl, "command %d of the kernel lane is overdue: %s\n", o->tag,
+			      o->aborted ? "the controller is reset" : "aborted");
+		if (o->aborted)
 			vql_ctrl_reset(ctrl);
 		else
-			vql_admin_abort(ctrl, kq->qp->qid, tag);
+			vql_admin_abort(ctrl, kq->qp->qid, (u16)o->tag);
 	}
 	mutex_unlock(&ctrl->lock);
 }
@@ -415,17 +439,17 @@ static void kq_help(struct vql_kq *kq, u16 tag, bool aborted)
 static void kq_watch(struct work_struct *work)
 {
 	struct vql_kq *kq = container_of(to_delayed_work(work), struct vql_kq, watch);
-	bool aborted, any;
-	int tag;
+	struct overdue o;
+	bool any;
 
 	spin_lock_irq(&kq->lock);
-	tag = kq_overdue(kq, &aborted, &any);
+	o = kq_overdue(kq, &any);
 	kq->watched = any;
 	if (any)
 		queue_delayed_work(system_unbound_wq, &kq->watch, HZ);
 	spin_unlock_irq(&kq->lock);
-	if (tag >= 0)
-		kq_help(kq, (u16)tag, aborted);
+	if (o.tag >= 0)
+		kq_help(kq, &o);
 	if (!any)
 		kq_release(kq);
 }
