@@ -564,6 +564,8 @@ void vql_kq_put(struct vql_kq *kq)
 	/* Nothing is under way without users, so there is nothing to watch; but it may be waiting. */
 	if (cancel_delayed_work_sync(&kq->watch))
 		kq_release(kq);
+	/* The module may be removed once nobody has a kq. */
+	flush_work(&kq->lost_work);
 	kq_release(kq);
 }
 
