@@ -123,6 +123,42 @@ constexpr const char* gave_up = "its disks answer with errors from now on";
 
 } // namespace
 
+// Each of its requests is several commands, and they are more than the kernel lane has: so both
+// queues wait for a drive that does nothing.
+TEST_CASE("more requests than the drive takes are served when it takes them", "[.][crowd]") {
+    constexpr unsigned depth = 64;
+    constexpr uint32_t bytes = 1 << 20;
+    test_daemon daemon(victim_disk(0, disk_bytes));
+    guest_options options = loaded_guest();
+    options.blk.depth = depth;
+    options.blk.queue_size = 256;
+    test_guest guest(daemon.device("victim0"), options);
+    blk_driver& driver = guest.driver;
+    const uint64_t gpa = driver.memory().allocate(bytes, 4096);
+    for (unsigned round = 0; round < 3; round++) {
+        let_case("hold");
+        for (unsigned queue = 0; queue < 2; queue++) {
+            for (unsigned n = 0; n < depth; n++) {
+                blk_request& r = *driver.acquire(queue);
+                driver.shape(r, blk_op::read, n % 8, gpa, bytes);
+                REQUIRE(driver.submit(r));
+            }
+            driver.ring(queue);
+        }
+        let_case("watch");
+        let_case("release");
+        while (driver.in_flight() != 0) {
+            blk_request& r = driver.next();
+            REQUIRE(r.status == blk_ok);
+            driver.release(r);
+        }
+    }
+    const auto list = daemon.control().result({{"op", "disk_list"}});
+    INFO(list.dump());
+    CHECK(list.at(0).at("lanes").at(1).at("kernel_requests") ==
+          (lane() == "kernel" ? 3 * depth : 0));
+}
+
 TEST_CASE("a controller that is reset is no more than a delay", "[.][drive-reset]") {
     setup with;
     victim_guest victim(with.daemon, 0);

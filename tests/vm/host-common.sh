@@ -208,10 +208,8 @@ pull_drive() {
 mute_drive() { setpci -s "$1" COMMAND=0:4; }
 unmute_drive() { setpci -s "$1" COMMAND=4:4; }
 
-# hold_requests SERIAL read|write, release_requests SERIAL: the drive takes requests and does not finish
-# them, until they are released.
-hold_requests() { monitor "qemu-io $1-image \"break ${2}_aio held\""; }
-release_requests() { monitor "qemu-io $1-image \"remove_break held\""; }
+# slow_drive SERIAL IOPS: it does no more than so many commands a second; 0: as many as it can.
+slow_drive() { monitor "block_set_io_throttle $1-image 0 0 0 $2 0 0"; }
 
 # ---- Memory ----
 

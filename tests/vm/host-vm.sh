@@ -31,7 +31,7 @@ vm_controller() {
 }
 
 # vm_namespace ID CONTROLLER SIZE [OPTIONS [NSID [BLKDEBUG-OPTIONS]]]: a namespace with an empty image. The
-# requests pass blkdebug, so that the monitor can hold them up (host-common.sh).
+# requests pass blkdebug, so that some can be made to fail (blkdebug_rule).
 vm_namespace() {
     truncate -s "$3" "$host_images/$1.img"
     host_drives+=(-drive "if=none,id=$1-image,format=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename=$host_images/$1.img,cache.no-flush=on,discard=unmap${6:+,$6}"
