@@ -9,13 +9,11 @@
 namespace vql::guest {
 namespace {
 
-constexpr unsigned disks = 64;
-
 std::string name_of(unsigned i) {
     return "d" + std::to_string(i);
 }
 
-std::string many_null_disks() {
+std::string many_null_disks(unsigned disks) {
     std::string config = null_target("null", "1T");
     for (unsigned i = 0; i < disks; i++) {
         config += disk_of(name_of(i), "extents = [ { target = \"null\", offset = \"" +
@@ -24,7 +22,8 @@ std::string many_null_disks() {
     return config;
 }
 
-std::vector<std::unique_ptr<test_guest>> attach_all(test_daemon& daemon, unsigned depth) {
+std::vector<std::unique_ptr<test_guest>> attach_all(test_daemon& daemon, unsigned disks,
+                                                    unsigned depth) {
     guest_options options;
     options.memory_bytes = 4 << 20;
     options.blk.depth = depth;
@@ -38,12 +37,14 @@ std::vector<std::unique_ptr<test_guest>> attach_all(test_daemon& daemon, unsigne
 
 } // namespace
 
-TEST_CASE("64 attached idle disks cost less than 1 % of a CPU over 10 s", "[load]") {
+TEST_CASE("hundreds of attached idle disks cost less than 1 % of a CPU over 10 s", "[load]") {
     if (sanitized_build()) {
         SKIP("CPU time is not measured in a sanitizer build");
     }
-    test_daemon daemon(many_null_disks());
-    auto guests = attach_all(daemon, 8);
+    // In the module they take a minute to make and remove; there disk_probe makes as many.
+    const unsigned disks = vdpa_world() ? 64 : 256;
+    test_daemon daemon(many_null_disks(disks));
+    auto guests = attach_all(daemon, disks, 8);
     usleep(500000); // past the adaptive polling
     std::chrono::nanoseconds before = daemon.cpu_time();
     usleep(10000000);
@@ -65,8 +66,9 @@ TEST_CASE("one poller serves 64 busy disks so that none gets less than half its 
     // Deep enough that a queue has more when the poller has taken its batch.
     constexpr uint16_t depth = 100;
     constexpr uint16_t pieces = 100;
-    test_daemon daemon(many_null_disks());
-    auto guests = attach_all(daemon, depth);
+    constexpr unsigned disks = 64;
+    test_daemon daemon(many_null_disks(disks));
+    auto guests = attach_all(daemon, disks, depth);
     std::vector<uint16_t> seen(disks);
     for (unsigned i = 0; i < disks; i++) {
         guest_memory& memory = *guests[i]->memory;
