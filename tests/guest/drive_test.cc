@@ -288,9 +288,7 @@ TEST_CASE("a disk over namespaces of several drives, and a file, holds each byte
             pieces.emplace_back(name, at);
         }
     }
-    for (size_t i = pieces.size(); i > 1; i--) {
-        std::swap(pieces[i - 1], pieces[random.below(i)]);
-    }
+    random.shuffle(std::span(pieces));
     std::string list;
     for (const auto& [name, at] : pieces) {
         list += (list.empty() ? "" : ", ") + where(name, at, piece_bytes);

@@ -98,6 +98,12 @@ std::string victim_target(unsigned n, unsigned nsid) {
            bdf + "\"\nnamespace = " + std::to_string(nsid) + "\n";
 }
 
+void needs_vdpa_world() {
+    if (!vdpa_world()) {
+        SKIP("needs VQL_E2E=vdpa");
+    }
+}
+
 vhost_user_only::vhost_user_only(const char* why) {
     if (vdpa_world()) {
         SKIP("not for vDPA devices: " << why);

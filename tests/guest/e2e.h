@@ -39,6 +39,8 @@ std::string storage_folder();
 // hold there when the kernel has it back.
 void let_case(const std::string& word); // on any thread
 std::string victim_target(unsigned n, unsigned nsid = 1);
+// Skips a test that is for vDPA devices, elsewhere.
+void needs_vdpa_world();
 // Skips a test that has this among its local variables, for that reason, in the vDPA world.
 struct vhost_user_only {
     explicit vhost_user_only(const char* why);

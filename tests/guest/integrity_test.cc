@@ -133,9 +133,7 @@ TEST_CASE("a disk of shuffled extents of two targets holds each byte where its t
         chunks.push_back({"a", at});
         chunks.push_back({"b", at});
     }
-    for (size_t i = chunks.size(); i > 1; i--) {
-        std::swap(chunks[i - 1], chunks[random.below(i)]);
-    }
+    random.shuffle(std::span(chunks));
     const size_t used = chunks.size() / 2 + random.below(chunks.size() / 2);
     std::string list;
     std::vector<backing_extent> extents;

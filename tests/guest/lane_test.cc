@@ -25,9 +25,7 @@ struct lane_disk {
 
     explicit lane_disk(const std::string& lines) : daemon(configuration(lines)) {}
     std::string configuration(const std::string& lines) {
-        if (!vdpa_world()) {
-            SKIP("needs VQL_E2E=vdpa");
-        }
+        needs_vdpa_world();
         storage.add("t", disk_bytes);
         return "[daemon]\npromote_iops = 100\ndemote_iops = 20\n" + storage.targets() +
                storage.disk("d", "t", lines);
@@ -117,9 +115,7 @@ TEST_CASE("no thread of the daemon runs for a request in the kernel lane", "[.la
 // bpf/examples/protect.bpf.c. Requests of all shapes and sizes: what the kernel lane does not
 // serve, it leaves to the daemon, and there a policy has to hold as well.
 TEST_CASE("a policy holds for every request, whoever serves it", "[.lane]") {
-    if (!vdpa_world()) {
-        SKIP("needs VQL_E2E=vdpa");
-    }
+    needs_vdpa_world();
     constexpr uint64_t half = 32 << 20;
     constexpr uint64_t is_protected = 4096; // sectors from here on may be written
     constexpr uint64_t hot = 2048, hot_end = 4096, copy = half / sector_bytes;
@@ -145,9 +141,7 @@ TEST_CASE("a policy holds for every request, whoever serves it", "[.lane]") {
     // lane takes.
     std::vector<uint64_t> pages(options.memory_bytes / 4096);
     std::iota(pages.begin(), pages.end(), 0);
-    for (size_t i = pages.size(); i > 1; i--) {
-        std::swap(pages[i - 1], pages[random.below(i)]);
-    }
+    random.shuffle(std::span(pages));
     for (uint64_t page : pages) {
         *driver.memory().at(page * 4096) = std::byte{0};
     }

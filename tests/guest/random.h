@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <utility>
 
 namespace vql::guest {
 
@@ -27,6 +28,13 @@ class random_source {
     uint64_t below(uint64_t n) { return (next() >> 16) % n; }
     uint64_t between(uint64_t first, uint64_t last) { return first + below(last - first + 1); }
     bool chance(unsigned percent) { return below(100) < percent; }
+
+    template <class T>
+    void shuffle(std::span<T> items) {
+        for (size_t i = items.size(); i > 1; i--) {
+            std::swap(items[i - 1], items[below(i)]);
+        }
+    }
 
     void fill(std::span<std::byte> bytes) {
         size_t done = 0;

@@ -94,8 +94,8 @@ void place_pieces(random_source& random, guest_memory& memory, const arena& plac
         order[i] = i;
     }
     bool in_sequence = random.chance(30);
-    for (uint16_t i = request.segments; !in_sequence && i > 1; i--) {
-        std::swap(order[i - 1u], order[random.below(i)]);
+    if (!in_sequence) {
+        random.shuffle(std::span(order).first(request.segments));
     }
     bool touching = style == framing::wild && in_sequence && random.chance(50);
     uint64_t align = style == framing::plain ? 4096 : style == framing::sectors ? 512 : 1;

@@ -87,9 +87,7 @@ struct figures {
 } // namespace
 
 TEST_CASE("a busy disk on a drive makes no system call and copies no data", "[.steady]") {
-    if (!vdpa_world()) {
-        SKIP("needs VQL_E2E=vdpa");
-    }
+    needs_vdpa_world();
     const bool event_idx = GENERATE(true, false);
     INFO("EVENT_IDX " << event_idx);
     test_storage storage;

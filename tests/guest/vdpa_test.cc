@@ -29,9 +29,7 @@ struct vdpa_disk {
 
     vdpa_disk() : daemon(configuration()), path(daemon.device("d")) {}
     std::string configuration() {
-        if (!vdpa_world()) {
-            SKIP("needs VQL_E2E=vdpa");
-        }
+        needs_vdpa_world();
         storage.add("t", disk_bytes);
         return storage.targets() + storage.disk("d", "t", "queues = 2\n");
     }
