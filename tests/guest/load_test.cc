@@ -37,7 +37,7 @@ std::vector<std::unique_ptr<test_guest>> attach_all(test_daemon& daemon, unsigne
 
 } // namespace
 
-TEST_CASE("hundreds of attached idle disks cost less than 1 % of a CPU over 10 s", "[load]") {
+TEST_CASE("many attached idle disks cost less than 1 % of a CPU over 10 s", "[load]") {
     if (sanitized_build()) {
         SKIP("CPU time is not measured in a sanitizer build");
     }
