@@ -31,6 +31,8 @@ enum {
 	KQ_REAP = 32,           /* completions taken under one hold of the lock */
 };
 
+static_assert(KQ_TAGS >= 2 * VQL_LANE_PARTS, "a lane is woken when others give back (wake_line)");
+
 static unsigned int io_timeout_s = 30;
 module_param(io_timeout_s, uint, 0644);
 MODULE_PARM_DESC(
@@ -102,6 +104,10 @@ static void free_all_tags(struct vql_kq *kq)
 /*
  * Tags were freed. Those who may have enough now are woken, but for @except: who finds none waits again. To wake those
  * who cannot have enough would have them try in turns, for nothing: each takes what the other gives back.
+ *
+ * Nobody is forgotten, though whoever gives its own tags back is not woken by that. A lane that finds none holds less
+ * than VQL_LANE_PARTS itself; all others, more than that, are with the controller or with lanes that give them back or
+ * push them. Each of these comes by here when it is freed, and at the latest the last one finds enough free.
  */
 static void wake_line(struct vql_kq *kq, const struct vql_lane *except)
 {
