@@ -397,8 +397,11 @@ static long claim_take(struct vql_claim *claim, struct vql_disk_take __user *arg
 
 static int validate_remap(const struct vql_disk *disk, const struct vql_disk_remap *remap)
 {
-	const struct virtio_blk_config *config = (const void *)disk->config;
-	u64 capacity = le64_to_cpu((__force __le64)config->capacity);
+	/* Where a policy divided a request it may have been anywhere, not at the disk's blocks alone. */
+	const struct vql_blk_disk blk = {
+		.sectors = vql_disk_sectors(disk),
+		.block_bytes = VQL_SECTOR_BYTES,
+	};
 
 	switch (remap->op) {
 	case VQL_OP_READ:
@@ -407,10 +410,9 @@ static int validate_remap(const struct vql_disk *disk, const struct vql_disk_rem
 	case VQL_OP_WRITE_ZEROES: break;
 	default: return -EINVAL;
 	}
-	return remap->sectors && remap->sector < capacity &&
-			       remap->sectors <= capacity - remap->sector
-		       ? 0
-		       : -EINVAL;
+	if (!remap->sectors || !vql_blk_range_valid(&blk, remap->sector, remap->sectors))
+		return -EINVAL;
+	return 0;
 }
 
 static long claim_remap(struct vql_claim *claim, struct vql_disk_remap __user *arg)

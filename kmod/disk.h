@@ -8,6 +8,7 @@
 #include <linux/vdpa.h>
 #include <linux/wait.h>
 #include <linux/workqueue.h>
+#include <uapi/linux/virtio_blk.h>
 #include "lane.h"
 #include "vqlane.h"
 
@@ -99,6 +100,14 @@ struct vql_disk {
 static inline struct vql_disk *vql_vdpa_disk(struct vdpa_device *vdev)
 {
 	return container_of(vdev, struct vql_disk, vdev);
+}
+
+/* The capacity that its driver sees. Under disk->lock. */
+static inline u64 vql_disk_sectors(const struct vql_disk *disk)
+{
+	const struct virtio_blk_config *config = (const void *)disk->config;
+
+	return le64_to_cpu((__force __le64)config->capacity);
 }
 
 static inline struct vql_queue *vql_lane_queue(struct vql_lane *lane)

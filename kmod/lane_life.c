@@ -66,7 +66,7 @@ static struct vql_blk_disk blk_of(const struct vql_disk *disk)
 {
 	const struct virtio_blk_config *config = (const void *)disk->config;
 	struct vql_blk_disk blk = {
-		.sectors = le64_to_cpu((__force __le64)config->capacity),
+		.sectors = vql_disk_sectors(disk),
 		.block_bytes = le32_to_cpu((__force __le32)config->blk_size) == 4096 ? 4096 : 512,
 		.read_only = disk->offered & BIT_ULL(VIRTIO_BLK_F_RO),
 		.discard = disk->features & BIT_ULL(VIRTIO_BLK_F_DISCARD),

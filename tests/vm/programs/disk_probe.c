@@ -6,6 +6,8 @@
 #include "vdpa.h"
 
 #include <sys/wait.h>
+#include <vqlane/io.h>
+#include <vqlane/remap.h>
 
 // ---- The parts ----
 
@@ -255,8 +257,8 @@ static void revocation(void) {
     uint8_t* record = map_record(s.disk);
     fill(record, 256, 5);
     EXPECT(is_there(at(&s.memory, PRIVATE_AT), true));
+    EXPECT(!take_event(s.vmm.call[0]) && !take_event(s.vmm.call[1]));
     call_start(&call, &s.vmm, suspend);
-    EXPECT(!take_event(s.vmm.call[0]));
     EXPECT(call_end(&call) == -1 && call.seconds > 0.2 && call.seconds < 5);
     EXPECT(take_event(s.vmm.call[0]) && take_event(s.vmm.call[1]));
     EXPECT((disk_state(s.disk).flags & (VQL_DISK_LEASED | VQL_DISK_RECALL | VQL_DISK_SUSPENDED)) ==
@@ -342,6 +344,47 @@ static void death(void) {
     EXPECT((s.disk = disk_claim("probe")) >= 0 && !has(s.disk, VQL_DISK_DIRTY));
     close(told[0]);
     close(told[1]);
+    scene_close(&s);
+}
+
+static int remap(int disk, struct vql_disk_remap* about) {
+    about->size = sizeof(*about);
+    return ioctl(disk, VQL_IOC_DISK_REMAP, about);
+}
+
+// No program is there to be asked, so that what is right leaves it to the daemon.
+static void remapping(void) {
+    struct scene s;
+    struct vql_lane_range range = {.ctrl_fd = -1, .sectors = 2048};
+    struct vql_disk_lane lane = {
+        .size = sizeof(lane), .nranges = 1, .ranges = (uint64_t)(uintptr_t)&range};
+    const struct vql_disk_remap good = {.op = VQL_OP_WRITE, .sector = 2040, .sectors = 8};
+    struct vql_disk_remap r = good;
+    scene_open(&s);
+    EXPECT_ERRNO(remap(s.disk, &r), EINVAL); // it has not been told what the disk reaches
+    EXPECT(ioctl(s.disk, VQL_IOC_DISK_LANE, &lane) == 0);
+    r.verdict = VQL_SERVE;
+    EXPECT(remap(s.disk, &r) == 0 && r.verdict == VQL_USER);
+    r = good;
+    r.index = QUEUES;
+    EXPECT_ERRNO(remap(s.disk, &r), EINVAL);
+    r = good;
+    r.op = VQL_OP_FLUSH;
+    EXPECT_ERRNO(remap(s.disk, &r), EINVAL);
+    r = good;
+    r.sectors = 0;
+    EXPECT_ERRNO(remap(s.disk, &r), EINVAL);
+    r = good;
+    r.sectors = 9; // one beyond the end
+    EXPECT_ERRNO(remap(s.disk, &r), EINVAL);
+    r = good;
+    r.sector = UINT64_MAX - 3; // and round it
+    EXPECT_ERRNO(remap(s.disk, &r), EINVAL);
+    EXPECT(yield_at(s.disk, 0) == 0);
+    r = good;
+    EXPECT_ERRNO(remap(s.disk, &r), ESTALE);
+    lane.nranges = 0;
+    EXPECT(ioctl(s.disk, VQL_IOC_DISK_LANE, &lane) == 0);
     scene_close(&s);
 }
 
@@ -543,6 +586,7 @@ static const struct part parts[] = {
     {"recall", recall},
     {"revocation", revocation},
     {"death", death},
+    {"remapping", remapping},
     {"removal", removal},
     {"many", many},
     {"out_of_memory", out_of_memory},
