@@ -76,28 +76,32 @@ std::atomic_ref<uint16_t> word(void* at) {
     return std::atomic_ref(*static_cast<uint16_t*>(at));
 }
 
-// What a thread has had, and has waited for, of CPUs.
-struct cpu_time {
-    double run_ns = 0, wait_ns = 0;
-};
-
-cpu_time of_thread(const std::string& task) {
-    cpu_time t;
+// How long a thread has waited for a CPU. Not a number where the kernel does not count that (no
+// SCHEDSTATS): it says then that the thread has never been on one.
+double waited_ns(const std::string& task) {
+    double run = 0, wait = 0, times = 0;
     std::ifstream file(task + "/schedstat");
-    file >> t.run_ns >> t.wait_ns;
-    return t;
+    file >> run >> wait >> times;
+    return times > 0 ? wait : std::nan("");
 }
 
-cpu_time of_process(int pid) {
-    cpu_time sum;
+double waited_ns(int pid) {
+    double sum = 0;
     std::error_code gone;
     const std::string tasks = "/proc/" + std::to_string(pid) + "/task";
-    for (const auto& task : std::filesystem::directory_iterator(tasks, gone)) {
-        const cpu_time t = of_thread(task.path());
-        sum.run_ns += t.run_ns;
-        sum.wait_ns += t.wait_ns;
-    }
+    for (const auto& task : std::filesystem::directory_iterator(tasks, gone))
+        sum += waited_ns(task.path().string());
     return sum;
+}
+
+// How long a process has had CPUs, on its CPU clock: every kernel has that.
+double ran_ns(int pid) {
+    clockid_t clock;
+    timespec t;
+    if (const int err = clock_getcpuclockid(pid, &clock))
+        throw guest_error("the CPU time of process " + std::to_string(pid) + ": " +
+                          std::strerror(err));
+    return clock_gettime(clock, &t) ? std::nan("") : double(t.tv_sec) * 1e9 + double(t.tv_nsec);
 }
 
 double steal_ns() {
@@ -112,12 +116,14 @@ double steal_ns() {
 
 struct reading {
     uint64_t at = monotonic_ns();
-    cpu_time self = of_thread("/proc/self/task/" + std::to_string(syscall(SYS_gettid)));
-    cpu_time server;
+    double self_waited = waited_ns("/proc/self/task/" + std::to_string(syscall(SYS_gettid)));
+    double server_ran = 0, server_waited = 0;
     double steal = steal_ns();
     explicit reading(int pid) {
-        if (pid)
-            server = of_process(pid);
+        if (!pid)
+            return;
+        server_ran = ran_ns(pid);
+        server_waited = waited_ns(pid);
     }
 };
 
@@ -414,9 +420,9 @@ load_result load::run() {
     out.looks = counted->looks;
     out.seconds = double(after.at - begin->at) / 1e9;
     if (options_.server_pid)
-        out.server_cpu_ns = after.server.run_ns - begin->server.run_ns;
-    out.driver_wait_ns = after.self.wait_ns - begin->self.wait_ns;
-    out.server_wait_ns = after.server.wait_ns - begin->server.wait_ns;
+        out.server_cpu_ns = after.server_ran - begin->server_ran;
+    out.driver_wait_ns = after.self_waited - begin->self_waited;
+    out.server_wait_ns = after.server_waited - begin->server_waited;
     out.steal_ns = after.steal - begin->steal;
     return out;
 }

@@ -74,6 +74,8 @@ struct load_result {
     histogram latency;
     double server_cpu_ns = -1; // run time of the server's threads meanwhile; < 0: not asked for
     // Time that somebody else had the CPU: of this thread, of the server's threads, of the machine.
+    // Not a number (null in JSON) where the kernel does not count it; then nothing is said to be
+    // contended.
     double driver_wait_ns = 0, server_wait_ns = 0, steal_ns = 0;
     bool contended() const { return driver_wait_ns + server_wait_ns + steal_ns > 0.02e9 * seconds; }
 };

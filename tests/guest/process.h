@@ -46,7 +46,7 @@ class child_process {
     void send_signal(int number);
     // Waits for its end. Exit status, or 128 + the signal that ended it; throws timeout_error.
     int wait(milliseconds timeout = default_timeout());
-    // CPU time used by all threads that live.
+    // CPU time used by all its threads, those that have ended too.
     std::chrono::nanoseconds cpu_time() const;
 
   private:
