@@ -184,6 +184,50 @@ TEST_CASE("a controller that is reset is no more than a delay", "[.][drive-reset
     victim.goes_on();
 }
 
+// What a lost queue pair had under way is for the daemon to finish, in either lane.
+TEST_CASE("a controller that is reset while the daemon is dead is a delay for all its disks",
+          "[.][drive-reset]") {
+    std::string text = victim_target(0);
+    for (unsigned n = 0; n < 2; n++) {
+        text += disk_of(
+            "victim" + std::to_string(n),
+            "extents = [ { target = \"victim0\", offset = " + std::to_string(n * disk_bytes) +
+                ", length = " + std::to_string(disk_bytes) + " } ]\nqueues = 2\n");
+    }
+    test_daemon daemon(text);
+    run_options small; // what the kernel lane serves without anybody's help
+    small.max_bytes = 4096;
+    small.discard = small.write_zeroes = false;
+    small.layout.misaligned = false;
+    small.layout.max_pieces = 1;
+    std::array<victim_guest, 2> victims{{{daemon, 0, small}, {daemon, 1, small}}};
+    auto load_for = [&](int ms) {
+        for (deadline until{milliseconds(ms)}; !until.passed();) {
+            for (victim_guest& v : victims) {
+                v.run.step();
+            }
+        }
+    };
+    for (unsigned round = 0; round < 3; round++) {
+        for (victim_guest& v : victims) {
+            v.run.start(uint64_t{1} << 40);
+        }
+        load_for(300);
+        daemon.kill();
+        load_for(100);
+        let_case("reset");
+        load_for(100);
+        daemon.start();
+        for (victim_guest& v : victims) {
+            v.guest.daemon_is_back();
+            v.run.drain();
+        }
+    }
+    for (victim_guest& v : victims) {
+        v.goes_on();
+    }
+}
+
 TEST_CASE("a drive that is unbound fails its disks, and serves them again when it is back",
           "[.][drive-unbound]") {
     setup with;
