@@ -112,7 +112,7 @@ $(BUILD)/%.bpf.o: %.bpf.c $(BUILD)/flags
 	$(Q)$(CLANG) $(BPF_CFLAGS) -MMD -MP -c $< -o $@
 
 # They read arguments from registers: the module and the maps are x86-64's.
-$(BUILD)/bpf/trace.bpf.o $(BUILD)/bpf/events.bpf.o: BPF_CFLAGS += -D__TARGET_ARCH_x86
+$(BUILD)/bpf/trace.bpf.o $(BUILD)/bpf/events.bpf.o: private BPF_CFLAGS += -D__TARGET_ARCH_x86
 
 # The daemon carries its maps' definitions and its programs inside, the command its own.
 $(BUILD)/obj/userspace/ebpf/%.o: EXTRA = -DVQL_BPF_DIR='"$(BUILD)/bpf"'
@@ -151,7 +151,7 @@ $(BUILD)/tests/vm/%: $(BUILD)/obj/tests/vm/programs/%.o
 	@echo "  LINK  $(@F)"
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(VQL_CFLAGS) -pthread $< $(LDFLAGS) -o $@
-$(BUILD)/obj/tests/vm/programs/%.o: CPPFLAGS += -D_GNU_SOURCE
+$(BUILD)/obj/tests/vm/programs/%.o: private CPPFLAGS += -D_GNU_SOURCE
 
 $(BUILD)/tests/vm/remap_load: LDFLAGS += -lbpf
 
