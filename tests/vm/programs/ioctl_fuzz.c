@@ -223,6 +223,7 @@ union any {
     struct vql_disk_queue disk_queue;
     struct vql_disk_acquire disk_acquire;
     struct vql_disk_yield disk_yield;
+    struct vql_disk_config disk_config;
     struct vql_disk_lane lane;
     struct vql_disk_lend lend;
     struct vql_disk_take take;
@@ -274,6 +275,13 @@ static void make_struct(unsigned long request, int fd, union any* any) {
         any->disk_yield.nqueues = QUEUES;
         any->disk_yield.next_avail = (uintptr_t)words;
         break;
+    case VQL_IOC_DISK_CONFIG: {
+        struct vql_disk_create as_made = a_disk("");
+
+        if (!one_in(4)) // else it has no capacity
+            memcpy(any->disk_config.config, as_made.config, sizeof(as_made.config));
+        break;
+    }
     case VQL_IOC_DISK_LANE: make_lane(&any->lane); break;
     case VQL_IOC_DISK_LEND:
         any->lend.index = below(QUEUES + 1);
