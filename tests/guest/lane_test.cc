@@ -226,6 +226,32 @@ TEST_CASE("a policy holds for every request, whoever serves it", "[.lane]") {
     CHECK(after.first > before.first + 50);
     CHECK(after.second > before.second + 20); // of shapes that the kernel lane leaves alone
 
+    // What is not the disk's is nobody's to give: reads that begin at sectors 1 to 512 are answered
+    // so.
+    const std::string beyond =
+        std::filesystem::absolute(built_program("tests/vm/policies/beyond.bpf.o"));
+    daemon.control().result({{"op", "disk_policy"}, {"name", "d"}, {"object", beyond}});
+    for (uint64_t n = 0; n < 60; n++) {
+        blk_request& r = *driver.acquire(0);
+        const bool is_its_own = n % 3 == 0;
+        const uint64_t count = random.between(1, n % 2 ? 8 : most);
+        const uint64_t first =
+            is_its_own ? random.between(513, area - count) : random.between(1, 512);
+        r.type = static_cast<uint32_t>(blk_op::read);
+        r.sector = first;
+        layout_options layout;
+        layout.max_pieces = 100;
+        layout.max_descriptors = driver.options().queue_size;
+        shape_randomly(random, driver.memory(), place, layout, r, {},
+                       static_cast<uint32_t>(count * sector_bytes));
+        INFO(describe(r) << ": " << count << " sectors at " << first);
+        REQUIRE(driver.execute(r).status == (is_its_own ? blk_ok : blk_ioerr));
+        driver.release(r);
+    }
+    const auto at_last = served();
+    CHECK(at_last.first > after.first);
+    CHECK(at_last.second > after.second + 5);
+
     daemon.control().result({{"op", "disk_policy"}, {"name", "d"}, {"object", nullptr}});
     std::vector<std::byte> rests(area * sector_bytes);
     REQUIRE(driver.read(0, rests).status == blk_ok);
