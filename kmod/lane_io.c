@@ -357,7 +357,8 @@ static int plan_zeroes(struct vql_lane *lane, u16 head, struct vql_lane_io *io,
 
 		if (!part)
 			return err;
-		done = command_limit(t, offset, bytes, (u64)VQL_NVME_MAX_BLOCKS << t->block_shift);
+		done = vql_nvme_zeroes_most(t->block_shift, vql_kq_limits(part->kq)->max_transfer);
+		done = command_limit(t, offset, bytes, done);
 		vql_nvme_blocks(&part->sqe, offset >> t->block_shift, (u32)(done >> t->block_shift),
 				deac | fua(lane, part));
 		offset += done;

@@ -326,6 +326,18 @@ VQL_INLINE void vql_nvme_blocks(struct vql_nvme_sqe *sqe, __u64 lba, __u32 block
 	sqe->cdw12 = (blocks - 1) | flags;
 }
 
+/*
+ * The most bytes for one Write Zeroes, of blocks of 1 << @block_shift bytes. MDTS (@max_transfer) does not
+ * apply to a command that transfers nothing, but there are controllers that fail a larger one; Linux's own
+ * driver does not ask for more either.
+ */
+VQL_INLINE __u64 vql_nvme_zeroes_most(__u32 block_shift, __u64 max_transfer)
+{
+	const __u64 most = (__u64)VQL_NVME_MAX_BLOCKS << block_shift;
+
+	return max_transfer < most ? max_transfer : most;
+}
+
 /* Dataset Management, deallocate: @range is a page of the controller's, at DMA address @dma. */
 VQL_INLINE void vql_nvme_deallocate(struct vql_nvme_sqe *sqe, struct vql_nvme_dsm_range *range,
 				    __u64 dma, __u64 lba, __u32 blocks)

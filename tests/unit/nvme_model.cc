@@ -280,6 +280,10 @@ uint32_t nvme_model::execute(const vql_nvme_sqe& e) {
             return 0x01;
         if (e.cdw12 & ~0x4200ffffu || e.flags || e.data.prp[0] || e.data.prp[1])
             violation(e, "write zeroes with reserved fields");
+        if (blocks * o_.block_bytes > o_.max_transfer) { // as some controllers have it
+            violation(e, "more zeroes than MDTS");
+            return 0x02;
+        }
         std::memset(block(lba), 0, blocks * o_.block_bytes);
         if (e.cdw12 & 1u << 25)
             count_.deallocated += blocks;

@@ -411,7 +411,9 @@ void nvme_engine::issue_zeroes(slot& s) {
     vql_nvme_sqe sqe;
     if (queue_.write_zeroes) {
         const uint32_t index = begin(s, VQL_NVME_WRITE_ZEROES, sqe);
-        const uint64_t bytes = std::min(s.left, uint64_t(VQL_NVME_MAX_BLOCKS) * block);
+        const uint32_t shift = block == 4096 ? 12 : VQL_SECTOR_SHIFT;
+        const uint64_t bytes =
+            std::min<uint64_t>(s.left, vql_nvme_zeroes_most(shift, queue_.max_transfer));
         vql_nvme_blocks(&sqe, s.offset / block, uint32_t(bytes / block),
                         fua(s.p) | (s.p.flags & VQL_IO_UNMAP ? VQL_NVME_DEAC : 0));
         return put(s, index, sqe, bytes);
