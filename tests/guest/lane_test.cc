@@ -112,6 +112,43 @@ TEST_CASE("no thread of the daemon runs for a request in the kernel lane", "[.la
     }
 }
 
+// bpf/examples/protect.bpf.c again, and what a poller's queue has to do with it.
+TEST_CASE("a policy holds when the command returns, and is gone when it is taken away", "[.lane]") {
+    lane_disk disk("lane = \"auto\"\n");
+    test_guest guest(disk.daemon.device("d"));
+    std::vector<std::byte> block(4096);
+    constexpr uint64_t in_image = 8, behind_image = 8192;
+    auto policy = [&](const nlohmann::json& object) {
+        disk.daemon.control().result({{"op", "disk_policy"}, {"name", "d"}, {"object", object}});
+    };
+    // The daemon looks at rates once a second.
+    auto load_until = [&](const std::string& lane) {
+        for (deadline until(default_timeout()); disk.lane_name(0) != lane && !until.passed();) {
+            for (unsigned n = 0; n < 100; n++) {
+                REQUIRE(guest.driver.read(behind_image, block).status == blk_ok);
+            }
+        }
+        REQUIRE(disk.lane_name(0) == lane);
+    };
+    const std::string object =
+        std::filesystem::absolute(built_program("bpf/examples/protect.bpf.o"));
+    for (unsigned round = 0; round < 5; round++) {
+        INFO("round " << round);
+        load_until("poll");
+        REQUIRE(guest.driver.write(in_image, block).status == blk_ok);
+        policy(object);
+        REQUIRE(guest.driver.write(in_image, block).status == blk_ioerr);
+        CHECK(disk.lane(0).at("why") == "has a policy");
+        for (unsigned n = 0; n < 1000; n++) { // far above promote_iops
+            REQUIRE(guest.driver.read(behind_image, block).status == blk_ok);
+        }
+        CHECK(disk.lane_name(0) == "kernel");
+        policy(nullptr);
+        REQUIRE(guest.driver.write(in_image, block).status == blk_ok);
+    }
+    load_until("poll");
+}
+
 // bpf/examples/protect.bpf.c. Requests of all shapes and sizes: what the kernel lane does not
 // serve, it leaves to the daemon, and there a policy has to hold as well.
 TEST_CASE("a policy holds for every request, whoever serves it", "[.lane]") {

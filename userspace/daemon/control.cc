@@ -184,7 +184,8 @@ void control_socket::dispatch(const std::shared_ptr<client>& c, const json& requ
                 return reply(c, failure("object: an absolute path expected"));
         }
         disk* d = server_.find(name);
-        return finish(d ? d->set_policy(object) : error{"disk " + name + " does not exist"});
+        return d ? d->set_policy(object, finish)
+                 : finish(error{"disk " + name + " does not exist"});
     }
     if (op == "stats") {
         allow_keys(request, {"op", "name", "histograms"});

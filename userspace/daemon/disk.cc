@@ -124,20 +124,22 @@ result<void> disk::apply_volume(volume v) {
     return services_.maps.publish_extents(*slot_, extents_, volume_.chunk_shift);
 }
 
-result<void> disk::set_policy(const std::string& file) {
-    const error none{"disk " + config_.name + ": a policy needs "};
+void disk::set_policy(const std::string& file, std::function<void(result<void>)> done) {
+    const std::string needs = "disk " + config_.name + ": a policy needs ";
     if (config_.frontend != frontend_type::vdpa)
-        return error{none.text + "frontend = \"vdpa\": it decides in the kernel module"};
+        return done(error{needs + "frontend = \"vdpa\": it decides in the kernel module"});
     if (!file.empty() && config_.lane == lane_mode::poll)
-        return error{none.text + "lane = \"auto\" or \"kernel\": pollers have none"};
+        return done(error{needs + "lane = \"auto\" or \"kernel\": pollers have none"});
     if (!services_.maps.active())
-        return error{none.text + "BPF maps, which vqlaned could not make (its log says why)"};
+        return done(error{needs + "BPF maps, which vqlaned could not make (its log says why)"});
     auto ok = file.empty() ? services_.remap.remove_policy(*slot_, config_.name)
                            : services_.remap.set_policy(*slot_, config_.name, file);
-    if (ok)
-        log_info("disk " + config_.name + ": policy " +
-                 (file.empty() ? "removed" : policy() + ", from " + file));
-    return ok;
+    if (!ok)
+        return done(std::move(ok));
+    log_info("disk " + config_.name + ": policy " +
+             (file.empty() ? "removed" : policy() + ", from " + file));
+    // What starts from now on has it. What runs was started without.
+    server_->geometry_changes([done = std::move(done)] { done({}); });
 }
 
 void disk::close(std::function<void()> done) {

@@ -78,8 +78,9 @@ class disk : public queue_host {
     bool waits_for_vmm() const { return server_->waits_for_vmm(); }
     uint32_t queues_running() const { return server_->queues_running(); }
     // A program of the operator's that remaps in the module, from @file, instead of the default one
-    // or another; an empty name takes it away.
-    result<void> set_policy(const std::string& file);
+    // or another; an empty name takes it away. When @done is called it holds: no request is under
+    // way that was remapped without it, and none will be. If that fails, nothing has changed.
+    void set_policy(const std::string& file, std::function<void(result<void>)> done);
     std::string policy() const { return services_.remap.policy(*slot_); }
     std::vector<int> poller_cpus() const;
     // Sum over all pollers, and what the kernel lane did.

@@ -60,7 +60,8 @@ class frontend {
     virtual bool waits_for_vmm() const { return false; }
     uint32_t queues_running() const { return running_; }
 
-    // Stop all queues, let @change change the host's geometry, start them again, tell the driver.
+    // Stop all queues, let @change change what they depend on (the host's geometry, a policy),
+    // start them again, and tell the driver.
     virtual void geometry_changes(std::function<void()> change) = 0;
     // A poller found @q broken (its ring_error is set).
     virtual void queue_broken(virtqueue& q) = 0;

@@ -400,8 +400,7 @@ void vdpa_server::geometry_changes(std::function<void()> change) {
             log_warning(ok.failure().text);
         lane_ready_ = false;
         prepare_lane();
-        run_rings();
-        look();
+        place_again();
     });
 }
 
@@ -535,14 +534,17 @@ void vdpa_server::look_at_lent() {
 void vdpa_server::lend_again(std::vector<ring_state*> rings) {
     if (busy_ || !leased_ || rings.empty())
         return;
-    stop_then(std::move(rings), [this] {
-        for (auto& r : rings_)
-            if (!r->running)
-                r->vq.limit = virtqueue::no_limit;
-        if (leased_)
-            run_rings();
-        look();
-    });
+    stop_then(std::move(rings), [this] { place_again(); });
+}
+
+// Those that stand still go where their place is now.
+void vdpa_server::place_again() {
+    for (auto& r : rings_)
+        if (!r->running)
+            r->vq.limit = virtqueue::no_limit;
+    if (leased_)
+        run_rings();
+    look();
 }
 
 void vdpa_server::queue_through(virtqueue& q) {
@@ -572,8 +574,7 @@ void vdpa_server::tick() {
         if (!r->running)
             continue;
         r->choice.tick(since, lane_.demote_iops);
-        // A policy may have come under running queues; those that serve a single request end by
-        // themselves.
+        // Those that serve a single request end by themselves.
         if (obliged() ? !r->limited : r->choice.kernel())
             to_lend.push_back(r.get());
     }

@@ -90,6 +90,7 @@ class vdpa_server : public frontend {
     void look_at_lent();
     bool any_lent() const;
     void lend_again(std::vector<ring_state*> rings);
+    void place_again();
     bool obliged() const;
 
     kmod_disk disk_;
