@@ -39,7 +39,8 @@ static __always_inline int vql_table_lookup(struct vqlane_remap_req *req, __u64 
 	table = bpf_map_lookup_elem(&tables, &slot);
 	/* In this order: struct vql_disk_entry says why. */
 	disk = bpf_map_lookup_elem(&disks, &slot);
-	if (!table || !disk)
+	/* Another daemon's maps may be of the same size, and mean something else. */
+	if (!table || !disk || disk->version != VQL_MAPS_VERSION)
 		return -1;
 	chunk_shift = *(volatile __u32 *)&disk->chunk_shift;
 	if (chunk_shift < VQL_MIN_CHUNK_SHIFT || chunk_shift > VQL_MAX_CHUNK_SHIFT)
