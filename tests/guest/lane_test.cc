@@ -23,12 +23,13 @@ struct lane_disk {
     test_storage storage;
     test_daemon daemon;
 
-    explicit lane_disk(const std::string& lines) : daemon(configuration(lines)) {}
-    std::string configuration(const std::string& lines) {
+    explicit lane_disk(const std::string& lines, unsigned promote_iops = 100)
+        : daemon(configuration(lines, promote_iops)) {}
+    std::string configuration(const std::string& lines, unsigned promote_iops) {
         needs_vdpa_world();
         storage.add("t", disk_bytes);
-        return "[daemon]\npromote_iops = 100\ndemote_iops = 20\n" + storage.targets() +
-               storage.disk("d", "t", lines);
+        return "[daemon]\npromote_iops = " + std::to_string(promote_iops) + "\ndemote_iops = 20\n" +
+               storage.targets() + storage.disk("d", "t", lines);
     }
     nlohmann::json lane(unsigned queue) {
         return daemon.control().result({{"op", "disk_list"}}).at(0).at("lanes").at(queue);
@@ -88,9 +89,14 @@ TEST_CASE("a queue is a poller's while there is much to do, and the kernel's whi
 }
 
 TEST_CASE("no thread of the daemon runs for a request in the kernel lane", "[.lane]") {
-    lane_disk disk("lane = \"kernel\"\n");
+    const std::string mode = GENERATE("kernel", "auto");
+    INFO("lane " << mode);
+    lane_disk disk("lane = \"" + mode + "\"\n", 100000);
     test_guest guest(disk.daemon.device("d"));
     REQUIRE(guest.driver.flush().status == blk_ok);
+    for (deadline until(default_timeout()); disk.lane_name(0) != "kernel" && !until.passed();) {
+        usleep(100000);
+    }
     sleep(2);
     const auto before = switches(disk.daemon.pid());
     const auto start = std::chrono::steady_clock::now();
