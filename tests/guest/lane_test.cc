@@ -6,6 +6,8 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <catch2/matchers/catch_matchers.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -16,6 +18,8 @@
 
 namespace vql::guest {
 namespace {
+
+using Catch::Matchers::ContainsSubstring;
 
 constexpr uint64_t disk_bytes = 16 << 20;
 
@@ -345,6 +349,24 @@ TEST_CASE("a daemon is killed under load while the kernel has its queues, and co
     CHECK(in_kernel > 0);
     run.run(100);
     CHECK(compare_backing(model, {disk.storage.part("t")}) == disk_bytes);
+}
+
+TEST_CASE("a daemon that cannot start leaves queues with the kernel", "[.lane]") {
+    lane_disk disk("lane = \"kernel\"\n");
+    test_guest guest(disk.daemon.device("d"));
+    const std::string file = disk.daemon.directory() / "vqlaned.toml", good = read_text_file(file);
+    disk.daemon.kill();
+    write_text_file(file, good + disk.storage.disk("e", "t"));
+    REQUIRE_THROWS_WITH(disk.daemon.start(), ContainsSubstring("overlaps one of disk d"));
+    std::vector<std::byte> data(4096, std::byte{0x5a}), back(4096);
+    REQUIRE(guest.driver.write(0, data).status == blk_ok);
+    REQUIRE(guest.driver.read(0, back).status == blk_ok);
+    CHECK(back == data);
+    write_text_file(file, good);
+    disk.daemon.start();
+    guest.daemon_is_back();
+    CHECK(disk.lane_name(0) == "kernel");
+    CHECK(guest.driver.flush().status == blk_ok);
 }
 
 } // namespace vql::guest

@@ -76,11 +76,15 @@ result<void> serve(const config& c) {
     signal(SIGPIPE, SIG_IGN);
 
     server s(loop, c);
-    if (auto ok = s.start(); !ok)
-        return ok;
     control_socket control(loop, s);
-    if (auto ok = control.listen(c.run_dir); !ok)
+    result<void> ok = s.start();
+    if (ok)
+        ok = control.listen(c.run_dir);
+    if (!ok) { // some disks may have guests already
+        s.stop([&] { loop.stop(); });
+        loop.run();
         return ok;
+    }
 
     unique_fd signal_fd(signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
     bool stopping = false;

@@ -68,11 +68,14 @@ result<void> server::start() {
     for (const target_config& t : config_.targets)
         if (auto opened = open_target(t); !opened)
             return opened.failure();
-    for (const disk_config& d : config_.disks)
+    controllers_->serving();
+    for (const disk_config& d : config_.disks) {
         if (auto added = add_disk(d); !added)
             return added.failure();
+        // A guest that an earlier daemon has served waits for its own disk, not for all of them.
+        loop_.run_once(0);
+    }
     report_orphans();
-    controllers_->serving();
     loop_.every_second([this] { once_a_second(); });
     return {};
 }
