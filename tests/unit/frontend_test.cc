@@ -4,6 +4,7 @@
 #include "base/kmod.h"
 #include "frontend/frontend.h"
 #include "frontend/inflight.h"
+#include "frontend/lane.h"
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
@@ -146,4 +147,27 @@ TEST_CASE("kmod: errors say what to do", "[kmod]") {
                    ContainsSubstring("version " + std::to_string(VQL_ABI_VERSION)));
     }
     std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("lane_choice: the kernel's after two quiet seconds in a row, ours at once", "[lane]") {
+    constexpr uint32_t demote = 100;
+    lane_choice choice;
+    CHECK(choice.kernel()); // a new queue has done nothing yet
+    choice.promote();
+    CHECK_FALSE(choice.kernel());
+    choice.tick(demote, demote);
+    CHECK_FALSE(choice.kernel());
+    choice.tick(demote + 1, demote); // not in a row
+    choice.tick(0, demote);
+    CHECK_FALSE(choice.kernel());
+    choice.tick(demote, demote);
+    CHECK(choice.kernel());
+    choice.tick(demote + 1, demote); // busy before anybody lent it
+    CHECK_FALSE(choice.kernel());
+    choice.tick(0, demote);
+    choice.promote(); // what was quiet before counts no more
+    choice.tick(0, demote);
+    CHECK_FALSE(choice.kernel());
+    choice.tick(0, demote);
+    CHECK(choice.kernel());
 }
