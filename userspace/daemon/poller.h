@@ -232,7 +232,7 @@ class poller {
     static void trace_fetch(request& r);
     static void trace_remap(request& r, const vql_remap& to);
     void trace_submit(request& r, const target& t) const;
-    static void trace_device_done(request& r);
+    static void trace_part_done(request& r, vql_status status);
     static void trace_answer(request& r);
     void trace_complete();
     static void trace_lane(const served_queue& q, vql_lane_kind from, vql_lane_kind to,
@@ -287,7 +287,7 @@ class poller {
 // A piece of @r is done.
 inline void poller::finished(request& r, vql_status status) {
     if (VQL_UNLIKELY(tracing_))
-        trace_device_done(r);
+        trace_part_done(r, status);
     r.io.status = std::max(r.io.status, uint8_t(status));
     r.parts--;
     room_made_ = true;

@@ -67,7 +67,7 @@ poller::taken poller::submit_to_uring(request& r, target& t, uint64_t offset, ui
         r.io.status = std::max(r.io.status, uint8_t(null_engine::execute()));
         if (VQL_UNLIKELY(tracing_)) {
             trace_submit(r, t);
-            trace_device_done(r);
+            trace_part_done(r, VQL_STATUS_OK);
         }
         return taken::done;
     }

@@ -4,6 +4,8 @@
 #include "daemon/poller.h"
 #include "daemon/probes.h"
 
+#include <cerrno>
+
 namespace vql {
 
 // Was the request begun while it was traced? Otherwise its trace is an older one's.
@@ -48,9 +50,11 @@ void poller::trace_submit(request& r, const target& t) const {
     vql_probe_submit(&r.trace, command.first, command.second);
 }
 
-void poller::trace_device_done(request& r) {
+void poller::trace_part_done(request& r, vql_status status) {
     if (has_trace(r))
         r.trace.device_done = clock_ns();
+    if (status == VQL_STATUS_IOERR)
+        trace_error(*r.queue, -EIO, "I/O error");
 }
 
 void poller::trace_answer(request& r) {
