@@ -72,8 +72,8 @@ void check_refused(std::initializer_list<refused> cases) {
 }
 
 std::string request_refusal(const json& request) {
-    std::optional<vql::target_config> file_target;
-    auto parsed = vql::parse_disk(request, file_target);
+    std::vector<vql::target_config> own;
+    auto parsed = vql::parse_disk(request, own);
     return parsed ? "(valid)" : parsed.failure().text;
 }
 
@@ -591,23 +591,51 @@ TEST_CASE("a request obeys the rules of the file, and names no file", "[config]"
 }
 
 TEST_CASE("a request's file becomes a target of its own", "[config]") {
-    std::optional<vql::target_config> target;
-    auto parsed = vql::parse_disk({{"name", "d"}, {"file", "/x/y.img"}, {"queues", 3}}, target);
+    std::vector<vql::target_config> own;
+    auto parsed = vql::parse_disk({{"name", "d"}, {"file", "/x/y.img"}, {"queues", 3}}, own);
     REQUIRE(parsed);
-    REQUIRE(target);
-    CHECK(target->name == "file:/x/y.img");
-    CHECK(target->type == vql::target_type::uring);
-    CHECK(target->path == "/x/y.img");
+    REQUIRE(own.size() == 1);
+    CHECK(own[0].name == "file:/x/y.img");
+    CHECK(own[0].type == vql::target_type::uring);
+    CHECK(own[0].path == "/x/y.img");
     CHECK(parsed->queues == 3);
     REQUIRE(parsed->extents.size() == 1);
-    CHECK(parsed->extents[0].target == target->name);
+    CHECK(parsed->extents[0].target == own[0].name);
 
-    REQUIRE(vql::parse_disk({{"name", "d"}, {"target", "t"}}, target));
-    CHECK_FALSE(target);
+    REQUIRE(vql::parse_disk({{"name", "d"}, {"target", "t"}}, own));
+    CHECK(own.empty());
     CHECK(request_refusal({{"name", "d"}, {"file", "/x"}, {"target", "t"}}) ==
           "file: expected one of file, target and extents");
     CHECK(request_refusal({{"name", "d"}, {"file", ""}}) == "file: \"\" is not a path");
     CHECK(request_refusal({{"name", "d"}, {"file", 1}}) == "file: expected a string");
+}
+
+TEST_CASE("a disk may name NVMe namespaces without a [[target]]", "[config]") {
+    const std::string one = "nvme:0000:01:00.0/1", two = "nvme:0000:02:00.0/3";
+    const json extents = {{{"target", one}, {"length", "1M"}},
+                          {{"target", "t"}, {"length", "1M"}},
+                          {{"target", two}, {"length", "1M"}},
+                          {{"target", one}, {"offset", "1M"}}};
+    std::vector<vql::target_config> own;
+    REQUIRE(vql::parse_disk({{"name", "d"}, {"extents", extents}}, own));
+    REQUIRE(own.size() == 2);
+    CHECK(own[0].name == one);
+    CHECK(own[1].name == two);
+    CHECK(own[1].device == "0000:02:00.0");
+    CHECK(own[1].nsid == 3);
+
+    auto c = load(
+        "[[target]]\nname = \"t\"\ntype = \"null\"\nsize = \"1M\"\n"
+        "[[disk]]\nname = \"a\"\ntarget = \"" +
+        one +
+        "\"\n[[disk]]\nname = \"b\"\nextents = [{target = \"t\", length = \"1M\"}, {target = \"" +
+        two + "\"}, {target = \"" + one + "\"}]\n");
+    REQUIRE(c);
+    REQUIRE(c->targets.size() == 3);
+    CHECK(c->targets[1].name == one);
+    CHECK(c->targets[2].name == two);
+    CHECK(refusal("[[disk]]\nname = \"a\"\ntarget = \"nvme:0000:01:00.0\"\n")
+              .find("there is no target \"nvme:0000:01:00.0\"") != std::string::npos);
 }
 
 TEST_CASE("flags replace what the file said, by the same rules", "[config]") {

@@ -259,15 +259,9 @@ run_dir = "$run_dir"
 bpf_dir = "$bpf_dir"
 allow_untranslated_dma = $untranslated
 
-[[target]]
-name = "nvme0"
-type = "nvme"
-device = "$1"
-namespace = 1
-
 [[disk]]
 name = "vm1"
-target = "nvme0"
+target = "nvme:$1/1"
 frontend = "${2:-vdpa}"
 queues = 2
 END

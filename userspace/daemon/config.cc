@@ -324,11 +324,21 @@ class name_set {
     std::map<std::string, std::string> seen_;
 };
 
+// The targets of @d that are named by what they are, and are not in @all yet.
+void add_named_targets(const disk_config& d, std::vector<target_config>& all) {
+    for (const extent_config& e : d.extents) {
+        auto named = nvme_target_named(e.target);
+        if (named && std::none_of(all.begin(), all.end(),
+                                  [&](const target_config& t) { return t.name == e.target; }))
+            all.push_back(std::move(*named));
+    }
+}
+
 result<void> check_known(const spot& disk, const disk_config& d, const name_set& targets,
                          const std::vector<std::string>& names) {
     for (size_t i = 0; i < d.extents.size(); i++) {
         const spot at = disk.has("target") ? disk["target"] : disk["extents"][i]["target"];
-        if (!targets.has(d.extents[i].target))
+        if (!targets.has(d.extents[i].target) && !nvme_target_named(d.extents[i].target))
             return at.wrong(
                 "there is no target " + at.shown() +
                 (names.empty() ? ", nor any other" : " (known: " + listed(names) + ")"));
@@ -377,6 +387,8 @@ result<config> load_config(const std::string& path) {
         return read.failure();
     if (auto valid = check_references(at, c); !valid)
         return valid.failure();
+    for (const disk_config& d : c.disks)
+        add_named_targets(d, c.targets);
     return c;
 }
 
@@ -406,12 +418,12 @@ bool made_for_disk(const std::string& target_name) {
     return target_name.find(':') != target_name.npos; // names in a configuration have no colon
 }
 
-result<disk_config> parse_disk(const json& request, std::optional<target_config>& own_target) {
+result<disk_config> parse_disk(const json& request, std::vector<target_config>& own_targets) {
     const origin from;
     json table = request;
     disk_config disk;
 
-    own_target.reset();
+    own_targets.clear();
     if (table.is_object())
         table.erase("op");
     if (table.contains("file")) {
@@ -424,15 +436,14 @@ result<disk_config> parse_disk(const json& request, std::optional<target_config>
         target.name = "file:" + target.path;
         table.erase("file");
         table["target"] = target.name;
-        own_target = target;
+        own_targets.push_back(target);
     }
     const spot at{table, "", from};
     if (auto read = read_table<disk_config>(at, disk_fields, disk); !read)
         return read.failure();
     if (auto valid = check_disk(at, disk); !valid)
         return valid.failure();
-    if (!own_target && disk.extents.size() == 1)
-        own_target = nvme_target_named(disk.extents[0].target);
+    add_named_targets(disk, own_targets);
     return disk;
 }
 

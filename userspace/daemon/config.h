@@ -69,7 +69,7 @@ struct config {
     uint32_t promote_iops = 10000;
     uint32_t demote_iops = 2000;
     log_level level = log_level::info;
-    std::vector<target_config> targets;
+    std::vector<target_config> targets; // also those that disks name by what they are
     std::vector<disk_config> disks;
 };
 
@@ -83,14 +83,15 @@ result<config> load_config(const std::string& path);
 result<void> override_daemon(const nlohmann::json& keys, config& c);
 
 // One disk from the control socket: the keys of a [[disk]] table as JSON, plus "op" (skipped), and
-// two ways to name a target that is made for this disk and returned in @own_target: "file" instead
-// of a target, the path of a file or block device (its name is then "file:PATH"); and a target
-// "nvme:BDF/NSID", which is its name too. No configured target can have such a name. Other keys are
-// refused. Whether its name is free and its targets are known is for the caller to check.
+// instead of a target "file", the path of a file or block device (its name is then "file:PATH").
+// The targets that are named by what they are, this one and "nvme:BDF/NSID", are returned in
+// @own_targets. Other keys are refused. Whether its name is free and its targets are known is for
+// the caller to check.
 result<disk_config> parse_disk(const nlohmann::json& request,
-                               std::optional<target_config>& own_target);
+                               std::vector<target_config>& own_targets);
 
-// "nvme:0000:01:00.0/1" as a target, or nothing when @name is not of that form.
+// "nvme:0000:01:00.0/1" as a target, or nothing when @name is not of that form. That is its name
+// too, and one that no [[target]] can have.
 std::optional<target_config> nvme_target_named(const std::string& name);
 // Was a target of this name made for a disk, with no [[target]]?
 bool made_for_disk(const std::string& target_name);

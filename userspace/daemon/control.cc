@@ -153,11 +153,11 @@ void control_socket::dispatch(const std::shared_ptr<client>& c, const json& requ
         return reply(c, success(list));
     }
     if (op == "disk_add") {
-        std::optional<target_config> file;
-        auto parsed = parse_disk(request, file);
+        std::vector<target_config> own;
+        auto parsed = parse_disk(request, own);
         if (!parsed)
             return reply(c, failure(parsed.failure().text));
-        auto added = server_.add_disk(*parsed, file ? &*file : nullptr);
+        auto added = server_.add_disk(*parsed, own);
         return reply(c, added ? success(disk_entry(**added)) : failure(added.failure().text));
     }
     if (op == "disk_rm") {

@@ -145,7 +145,8 @@ disk* server::find(const std::string& name) const {
     return nullptr;
 }
 
-result<disk*> server::add_disk(const disk_config& c, const target_config* own_target) {
+result<disk*> server::add_disk(const disk_config& c,
+                               const std::vector<target_config>& own_targets) {
     if (find(c.name))
         return error{"disk " + c.name + " exists already"};
     std::string socket;
@@ -155,19 +156,23 @@ result<disk*> server::add_disk(const disk_config& c, const target_config* own_ta
             return path.failure();
         socket = *path;
     }
-    target* own = nullptr;
-    if (own_target && !targets_.find(own_target->name)) {
-        auto opened = open_target(*own_target);
-        if (!opened)
-            return opened.failure();
-        own = *opened;
+    std::vector<target*> opened;
+    const auto refuse = [&](error why) {
+        for (target* t : opened)
+            close_target(*t);
+        return why;
+    };
+    for (const target_config& own : own_targets) {
+        if (targets_.find(own.name))
+            continue;
+        auto t = open_target(own);
+        if (!t)
+            return refuse(t.failure());
+        opened.push_back(*t);
     }
     auto d = disk::create(c, socket, services());
-    if (!d) {
-        if (own)
-            close_target(*own);
-        return d.failure();
-    }
+    if (!d)
+        return refuse(d.failure());
     disks_.push_back(std::move(*d));
     log_info("disk " + c.name + ": listening on " + disks_.back()->address());
     return disks_.back().get();

@@ -32,9 +32,10 @@ class server {
     // Let all clients go; @done when everything has drained.
     void stop(std::function<void()> done);
 
-    // Without a [[target]]: @own_target is opened for this disk, and closed with the last that uses
-    // it.
-    result<disk*> add_disk(const disk_config& c, const target_config* own_target = nullptr);
+    // @own_targets have no [[target]]: those that are not there are opened for this disk, and
+    // closed with the last that uses them.
+    result<disk*> add_disk(const disk_config& c,
+                           const std::vector<target_config>& own_targets = {});
     // Refused while a guest is connected, unless @force.
     void remove_disk(const std::string& name, bool force, completion done);
     void resize_disk(const std::string& name, uint64_t bytes, completion done);
