@@ -19,10 +19,6 @@ static void creation(void) {
         change;                                                                                    \
         EXPECT_ERRNO(ioctl(control, VQL_IOC_DISK_CREATE, &c), want);                               \
     } while (0)
-    REFUSED(c.size -= 1, EINVAL);
-    REFUSED(c.size += 8, E2BIG);
-    REFUSED(c.flags = 1, EINVAL);
-    REFUSED(c.reserved[1] = 1, EINVAL);
     REFUSED(c.queues = 0, EINVAL);
     REFUSED(c.queues = 65, EINVAL);
     REFUSED(c.queue_size = 3, EINVAL);
@@ -48,6 +44,110 @@ static void creation(void) {
     EXPECT((disk = disk_claim("probe")) >= 0);
     EXPECT(ioctl(disk, VQL_IOC_DISK_REMOVE, 0) == 0);
     close(disk);
+}
+
+// Each byte of the field is refused when it is not zero, and so is the structure in another size.
+// All else in @good, or zeroes, is not refused with EINVAL.
+struct fixed {
+    unsigned long command;
+    const void* good;
+    size_t bytes, zero_at, zero_bytes;
+};
+#define ZERO(command, good, type, field)                                                           \
+    {                                                                                              \
+        command, good, sizeof(struct type), offsetof(struct type, field),                          \
+            sizeof(((struct type*)0)->field)                                                       \
+    }
+
+static void check_fixed(int fd, const struct fixed* all, size_t count) {
+    uint8_t bytes[4096];
+    for (size_t i = 0; i < count; i++) {
+        const struct fixed* f = &all[i];
+        memset(bytes, 0, sizeof(bytes));
+        if (f->good)
+            memcpy(bytes, f->good, f->bytes);
+        *(uint32_t*)bytes = (uint32_t)f->bytes;
+        for (size_t at = f->zero_at; at < f->zero_at + f->zero_bytes; at++) {
+            bytes[at] = 1;
+            errno = 0;
+            if (ioctl(fd, f->command, bytes) >= 0 || errno != EINVAL)
+                fail("command %#lx with byte %zu set: errno %d", f->command, at, errno);
+            bytes[at] = 0;
+        }
+        for (int more = -4; more <= 8; more += 12) {
+            *(uint32_t*)bytes = (uint32_t)((int)f->bytes + more);
+            errno = 0;
+            if (ioctl(fd, f->command, bytes) >= 0 || errno != (more < 0 ? EINVAL : E2BIG))
+                fail("command %#lx with %d bytes more: errno %d", f->command, more, errno);
+        }
+        *(uint32_t*)bytes = (uint32_t)f->bytes;
+        if (ioctl(fd, f->command, bytes) < 0 && errno == EINVAL)
+            fail("command %#lx is refused anyway", f->command);
+    }
+}
+
+static void reserved(void) {
+    static uint8_t memory[2 * PAGE] __attribute__((aligned(PAGE)));
+    struct scene s;
+    scene_open(&s);
+    const struct vql_disk_create same = a_disk("probe"); // which is there, and claimed
+    const struct vql_disk_claim claimed = {.name = "probe"};
+    const struct vql_mregion region = {.bytes = PAGE, .user = (uint64_t)(uintptr_t)memory};
+    const struct vql_mregion odd = {.bytes = PAGE, .user = region.user, .reserved = 1};
+    const struct vql_mspace_create mspace = {.nregions = 1,
+                                             .regions = (uint64_t)(uintptr_t)&region};
+    const struct fixed of_control[] = {
+        ZERO(VQL_IOC_VERSION, NULL, vql_version, reserved),
+        ZERO(VQL_IOC_DISK_CREATE, &same, vql_disk_create, flags),
+        ZERO(VQL_IOC_DISK_CREATE, &same, vql_disk_create, reserved),
+        ZERO(VQL_IOC_DISK_CLAIM, &claimed, vql_disk_claim, flags),
+        ZERO(VQL_IOC_DISK_CLAIM, &claimed, vql_disk_claim, reserved),
+        ZERO(VQL_IOC_MSPACE_CREATE, &mspace, vql_mspace_create, reserved),
+    };
+    const struct fixed of_disk[] = {
+        ZERO(VQL_IOC_DISK_STATE, NULL, vql_disk_state, reserved),
+        ZERO(VQL_IOC_DISK_CONFIG, NULL, vql_disk_config, reserved),
+        ZERO(VQL_IOC_DISK_LANE, NULL, vql_disk_lane, reserved),
+        ZERO(VQL_IOC_DISK_ACQUIRE, NULL, vql_disk_acquire, flags),
+    };
+    check_fixed(control, of_control, sizeof(of_control) / sizeof(*of_control));
+    check_fixed(s.disk, of_disk, sizeof(of_disk) / sizeof(*of_disk));
+    struct vql_mspace_create with_odd = mspace;
+    with_odd.size = sizeof(with_odd);
+    with_odd.regions = (uint64_t)(uintptr_t)&odd;
+    EXPECT_ERRNO(ioctl(control, VQL_IOC_MSPACE_CREATE, &with_odd), EINVAL);
+    struct vql_lane_range range = {.ctrl_fd = -1, .sectors = 2048, .flags = 2};
+    struct vql_disk_lane lane = {
+        .size = sizeof(lane), .nranges = 1, .ranges = (uint64_t)(uintptr_t)&range};
+    EXPECT_ERRNO(ioctl(s.disk, VQL_IOC_DISK_LANE, &lane), EINVAL);
+    range.flags = 0;
+    EXPECT(ioctl(s.disk, VQL_IOC_DISK_LANE, &lane) == 0);
+    struct vql_disk_lend lend = {.size = sizeof(lend), .reserved = 1};
+    EXPECT_ERRNO(ioctl(s.disk, VQL_IOC_DISK_LEND, &lend), EINVAL);
+    lend.reserved = 0;
+    lend.next_avail = 1 << 16;
+    EXPECT_ERRNO(ioctl(s.disk, VQL_IOC_DISK_LEND, &lend), EINVAL);
+    lane.nranges = 0;
+    EXPECT(ioctl(s.disk, VQL_IOC_DISK_LANE, &lane) == 0);
+    scene_close(&s);
+}
+
+// Of the record of what is in flight, on the claim.
+static void mappings(void) {
+    const size_t bytes = (QUEUES * VQL_INFLIGHT_BYTES(RING) + PAGE - 1) / PAGE * PAGE;
+    const int rw = PROT_READ | PROT_WRITE;
+    struct scene s;
+    scene_open(&s);
+    EXPECT(map_error(s.disk, 0, bytes, rw, MAP_SHARED) == 0);
+    EXPECT(map_error(s.disk, 0, bytes, rw, MAP_PRIVATE) == EINVAL);
+    EXPECT(map_error(s.disk, 0, bytes + PAGE, rw, MAP_SHARED) == EINVAL);
+    EXPECT(map_error(s.disk, PAGE, PAGE, rw, MAP_SHARED) == EINVAL);
+    EXPECT(map_error(s.disk, 1ull << 62, PAGE, rw, MAP_SHARED) != 0);
+    EXPECT(map_error(control, 0, PAGE, rw, MAP_SHARED) == ENODEV);
+    void* p = mmap(NULL, bytes, rw, MAP_SHARED, s.disk, 0);
+    EXPECT(p != MAP_FAILED && mremap(p, bytes, bytes + PAGE, MREMAP_MAYMOVE) == MAP_FAILED);
+    munmap(p, bytes);
+    scene_close(&s);
 }
 
 static void write_file(const char* path, const char* text, int want) {
@@ -578,6 +678,8 @@ static void out_of_memory(void) {
 
 static const struct part parts[] = {
     {"creation", creation},
+    {"reserved", reserved},
+    {"mappings", mappings},
     {"only_vhost_vdpa", only_vhost_vdpa},
     {"negotiation", negotiation},
     {"state", state},

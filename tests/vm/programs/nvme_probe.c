@@ -63,6 +63,8 @@ static void test_namespace(void) {
     }
     ns = (struct vql_ns_info){.size = sizeof(ns), .nsid = 1, .flags = 1};
     CHECK("unknown flags are refused", error_of(ioctl(ctrl, VQL_IOC_NS_INFO, &ns)) == EINVAL);
+    ns = (struct vql_ns_info){.size = sizeof(ns), .nsid = 1, .reserved = 1};
+    CHECK("reserved fields, too", error_of(ioctl(ctrl, VQL_IOC_NS_INFO, &ns)) == EINVAL);
     for (uint32_t i = 0; i < wanted_refusals(); i++) {
         static const char* const reasons[] = {"8 bytes of metadata",
                                               "protection information (type 1)"};
@@ -328,6 +330,11 @@ static void test_mspace(void) {
                                         mprotect((void*)table, PAGE, PROT_READ | PROT_WRITE));
     CHECK("another queue pair has slots of its own",
           !ioctl(other.fd, VQL_IOC_QPAIR_ATTACH, &attach));
+    attach.mspace_fd = mspace;
+    attach.reserved = 1;
+    CHECK("reserved fields are refused",
+          error_of(ioctl(other.fd, VQL_IOC_QPAIR_ATTACH, &attach)) == EINVAL);
+    attach.reserved = 0;
     attach.mspace_fd = lane.fd;
     CHECK("what is no memory is not attached",
           ioctl(lane.fd, VQL_IOC_QPAIR_ATTACH, &attach) && errno == EINVAL);
