@@ -10,7 +10,7 @@
 #             no shadow doorbells; namespace 2 has 64 MiB in
 #             blocks of 512
 #   vql-2q    256 MiB, 2 queue pairs; no shadow doorbells;         vql-2q
-#             namespaces 2 and 3 have formats to be refused
+#             namespaces 2 to 4 have formats to be refused
 #   vql-two   256 MiB, one namespace behind two controllers        vql-two-a, vql-two-b
 #
 # For cases that ask for it (drives: failing):
@@ -59,6 +59,7 @@ vm_drives() {
     vm_namespace vql-2q vql-2q 256M
     vm_namespace vql-2q-metadata vql-2q 8M ms=8 2
     vm_namespace vql-2q-protected vql-2q 8M ms=8,pi=1 3
+    vm_namespace vql-2q-1k vql-2q 8M logical_block_size=1024,physical_block_size=1024 4
     host_drives+=(-device nvme-subsys,id=vql-two)
     vm_controller vql-two-a vql-two subsys=vql-two
     vm_controller vql-two-b vql-two subsys=vql-two

@@ -8,8 +8,9 @@
 
 // ---- what it says ----
 
-// What the drive has, by environment: so many namespaces, and of those the last two, one with
-// metadata and one with protection information, to be refused, or none.
+// What the drive has, by environment: so many namespaces, and of those the last ones, to be
+// refused: one with metadata, one with protection information, one with blocks of 1024 bytes; or
+// none.
 static uint32_t from_environment(const char* name, uint32_t otherwise) {
     return getenv(name) ? (uint32_t)atoi(getenv(name)) : otherwise;
 }
@@ -67,7 +68,8 @@ static void test_namespace(void) {
     CHECK("reserved fields, too", error_of(ioctl(ctrl, VQL_IOC_NS_INFO, &ns)) == EINVAL);
     for (uint32_t i = 0; i < wanted_refusals(); i++) {
         static const char* const reasons[] = {"8 bytes of metadata",
-                                              "protection information (type 1)"};
+                                              "protection information (type 1)",
+                                              "blocks of 2^10 bytes: only 512 and 4096"};
 
         NEED(i < sizeof(reasons) / sizeof(*reasons));
         ns = (struct vql_ns_info){.size = sizeof(ns),
