@@ -115,11 +115,15 @@ TEST_CASE("stats are exactly the requests and bytes that were done, over queues,
         REQUIRE(stats.at("disks").size() == 1);
         CHECK(stats.at("disks")[0].at("name") == "d");
         check_counts(stats.at("disks")[0].at("ops"), sum);
-        uint64_t requests = 0;
+        uint64_t polled = 0, in_kernel = 0;
         for (const json& poller : stats.at("pollers")) {
-            requests += poller.at("requests").get<uint64_t>();
+            polled += poller.at("requests").get<uint64_t>();
         }
-        CHECK(requests == sum.total());
+        for (const auto& [op, figures] : stats.at("disks")[0].at("lanes").at("kernel").items()) {
+            in_kernel += figures.at("count").get<uint64_t>();
+        }
+        CHECK(polled + in_kernel == sum.total());
+        CHECK((in_kernel > 0) == (lane() == "kernel"));
     }
 }
 
