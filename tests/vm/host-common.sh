@@ -268,6 +268,15 @@ END
     [[ ${2:-vdpa} != vdpa ]] || printf 'lane = "%s"\n' "${3:-poll}"
 }
 
+# count_hits EVENT: counts the module's tracepoint vqlane_EVENT from now on until the case ends. hits EVENT: so often was
+# it hit. A histogram's line per key ends with its hits.
+vqlane_events=/sys/kernel/tracing/events/vqlane
+count_hits() {
+    echo 'hist:keys=slot' >"$vqlane_events/vqlane_$1/trigger"
+    at_exit eval "echo '!hist:keys=slot' >'$vqlane_events/vqlane_$1/trigger'"
+}
+hits() { awk '/hitcount:/ { sum += $NF } END { print sum + 0 }' "$vqlane_events/vqlane_$1/hist"; }
+
 # asked EXPRESSION COMMAND…: of what vqlane answers in JSON. in_kernel: requests of all queues of the first disk
 # in the kernel lane; polled: of all pollers.
 asked() {
