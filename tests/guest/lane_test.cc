@@ -375,6 +375,43 @@ TEST_CASE("a daemon is killed under load while the kernel has its queues, and co
     CHECK(compare_backing(model, {disk.storage.part("t")}) == disk_bytes);
 }
 
+TEST_CASE("a daemon that is told to stop leaves all queues with the kernel", "[.lane]") {
+    lane_disk disk("queues = 2\nlane = \"auto\"\n");
+    guest_options options;
+    options.blk.queues = 2;
+    options.blk.depth = 16;
+    test_guest guest(disk.daemon.device("d"), options);
+    std::vector<std::byte> model(disk_bytes);
+    run_options small; // what the kernel lane serves without anybody's help
+    small.max_bytes = 4096;
+    small.discard = small.write_zeroes = false;
+    small.layout.misaligned = false;
+    small.layout.max_pieces = 1;
+    model_run run(guest.driver, model, test_seed(2030), small);
+    for (unsigned round = 0; round < 3; round++) {
+        INFO("round " << round);
+        deadline rises(default_timeout());
+        do {
+            run.run(100);
+        } while (disk.lane_name(0) != "poll" && !rises.passed());
+        REQUIRE(disk.lane_name(0) == "poll");
+        run.start(uint64_t{1} << 40); // and it is told so under load
+        for (unsigned steps = 0; steps < 30; steps++) {
+            run.step();
+        }
+        CHECK(disk.daemon.terminate() == 0);
+        for (unsigned steps = 0; steps < 300; steps++) {
+            run.step();
+        }
+        run.drain();
+        disk.daemon.start();
+        guest.daemon_is_back();
+        run.run(100);
+    }
+    guest.driver.stop();
+    CHECK(compare_backing(model, {disk.storage.part("t")}) == disk_bytes);
+}
+
 TEST_CASE("a daemon that cannot start leaves queues with the kernel", "[.lane]") {
     lane_disk disk("lane = \"kernel\"\n");
     test_guest guest(disk.daemon.device("d"));

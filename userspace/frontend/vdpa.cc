@@ -355,10 +355,13 @@ void vdpa_server::close(std::function<void()> done) {
         return;
     }
     unwatch();
-    let_go([this, done] {
-        disk_ = {};
-        state_ = {};
-        loop_.post(done); // not from within: @done may destroy us
+    stop_then(all_rings(), [this, done] {
+        leave_to_kernel();
+        let_go([this, done] {
+            disk_ = {};
+            state_ = {};
+            loop_.post(done); // not from within: @done may destroy us
+        });
     });
 }
 
@@ -462,6 +465,17 @@ bool vdpa_server::lend(vdpa_ring& r) {
     if (obliged())
         r.why = lane_.mode == lane_mode::kernel ? "as configured" : "has a policy";
     return true;
+}
+
+// No poller will serve them: all queues that the module can serve are its own, much to do or not.
+void vdpa_server::leave_to_kernel() {
+    for (auto& r : rings_) {
+        if (!leased_ || r->lent || !r->set_up.ready || r->vq.ring_error)
+            continue;
+        r->vq.limit = virtqueue::no_limit;
+        r->choice = {};
+        lend(*r);
+    }
 }
 
 // The module knows the policy, and what the disk has a right to. On a poller's thread: touches

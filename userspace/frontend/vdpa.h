@@ -45,7 +45,8 @@ class vdpa_server : public frontend {
 
     // "/dev/vhost-vdpa-N"; the vDPA device's name while it has none.
     std::string address() const override;
-    // Drop the claim. The disk stays, for the next daemon, and its guest waits.
+    // Drop the claim. The disk stays, for the next daemon. Its guest waits for it, but where the
+    // disk may be in the kernel lane: there all its queues go.
     void close(std::function<void()> done) override;
     void remove(bool force, std::function<void(result<void>)> done) override;
     bool connected() const override { return state_.status != 0; }
@@ -86,6 +87,7 @@ class vdpa_server : public frontend {
     std::vector<ring_state*> all_rings();
     void prepare_lane();
     bool lend(vdpa_ring& r);
+    void leave_to_kernel();
     policy_answer ask_policy(uint32_t index, vql_op op, uint64_t sector, uint64_t sectors) const;
     void look_at_lent();
     bool any_lent() const;
