@@ -41,6 +41,24 @@ struct lane_disk {
     std::string lane_name(unsigned queue) { return lane(queue).at("lane").get<std::string>(); }
 };
 
+void load_until_polled(lane_disk& disk, model_run& run) {
+    deadline rises(default_timeout());
+    do {
+        run.run(100);
+    } while (disk.lane_name(0) != "poll" && !rises.passed());
+    REQUIRE(disk.lane_name(0) == "poll");
+}
+
+// Requests that the kernel lane serves without anybody's help.
+run_options served_by_kernel() {
+    run_options small;
+    small.max_bytes = 4096;
+    small.discard = small.write_zeroes = false;
+    small.layout.misaligned = false;
+    small.layout.max_pieces = 1;
+    return small;
+}
+
 // Context switches of each of the process's threads, by thread.
 std::map<std::string, uint64_t> switches(pid_t pid) {
     std::map<std::string, uint64_t> all;
@@ -71,11 +89,7 @@ TEST_CASE("a queue is a poller's while there is much to do, and the kernel's whi
     model_run run(guest.driver, model, test_seed(2000));
     for (unsigned round = 0; round < 3; round++) {
         INFO("round " << round);
-        deadline rises(default_timeout());
-        do {
-            run.run(100);
-        } while (disk.lane_name(0) != "poll" && !rises.passed());
-        REQUIRE(disk.lane_name(0) == "poll");
+        load_until_polled(disk, run);
         CHECK(disk.lane(0).at("why") == "much to do");
         const auto in_kernel = disk.lane(0).at("kernel_requests").get<uint64_t>();
         CHECK(in_kernel > 0);
@@ -324,7 +338,7 @@ TEST_CASE("queues that change hands thousands of times under load lose nothing",
     std::vector<std::byte> model(disk_bytes);
     run_options mix;
     mix.max_bytes = 16384;
-    model_run run(guest.driver, model, test_seed(2020), mix);
+    model_run run(guest.driver, model, test_seed(2040), mix);
     // A completion of what is not in flight throws; what never completes times out.
     run.run(5000); // lane-auto counts the changes
     guest.driver.stop();
@@ -342,11 +356,7 @@ TEST_CASE("a daemon is killed under load while the kernel has its queues, and co
     test_guest guest(disk.daemon.device("d"), options);
     std::vector<std::byte> model(disk_bytes);
     random_source random(test_seed(2011));
-    run_options small; // what the kernel lane serves without anybody's help
-    small.max_bytes = 4096;
-    small.discard = small.write_zeroes = false;
-    small.layout.misaligned = false;
-    small.layout.max_pieces = 1;
+    const run_options small = served_by_kernel();
     run_options mix;
     mix.max_bytes = 1 << 20; // what it cannot serve goes to the daemon, and the queue with it
     model_run run(guest.driver, model, test_seed(2010), mix);
@@ -382,19 +392,10 @@ TEST_CASE("a daemon that is told to stop leaves all queues with the kernel", "[.
     options.blk.depth = 16;
     test_guest guest(disk.daemon.device("d"), options);
     std::vector<std::byte> model(disk_bytes);
-    run_options small; // what the kernel lane serves without anybody's help
-    small.max_bytes = 4096;
-    small.discard = small.write_zeroes = false;
-    small.layout.misaligned = false;
-    small.layout.max_pieces = 1;
-    model_run run(guest.driver, model, test_seed(2030), small);
+    model_run run(guest.driver, model, test_seed(2030), served_by_kernel());
     for (unsigned round = 0; round < 3; round++) {
         INFO("round " << round);
-        deadline rises(default_timeout());
-        do {
-            run.run(100);
-        } while (disk.lane_name(0) != "poll" && !rises.passed());
-        REQUIRE(disk.lane_name(0) == "poll");
+        load_until_polled(disk, run);
         run.start(uint64_t{1} << 40); // and it is told so under load
         for (unsigned steps = 0; steps < 30; steps++) {
             run.step();

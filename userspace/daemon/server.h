@@ -26,8 +26,8 @@ class server {
     server(event_loop& loop, config c) : loop_(loop), config_(std::move(c)) {}
     ~server();
 
-    // Lock the run directory, start pollers, open targets, create disks. After an error nothing of
-    // it is left but what the destructor takes down.
+    // Lock the run directory, start pollers, open targets, create disks, each of which is served
+    // before the next is created. After an error stop() comes before the destructor, as ever.
     result<void> start();
     // Let all clients go; @done when everything has drained.
     void stop(std::function<void()> done);
