@@ -140,8 +140,8 @@ monitor() {
 
 # ---- NVMe drives (host-vm.sh) ----
 
-# drive SERIAL [CNTLID]: the PCI address of its controller; of one of several, by its controller ID. Known
-# also when the drive is not the kernel's (host-agent looked at boot).
+# drive SERIAL [CNTLID]: the PCI address of its controller; of several, of the one with that ID, or with the lowest.
+# Known also when the drive is not the kernel's (host-agent looked at boot).
 drive() {
     awk -v serial="$1" -v id="${2:-}" '$1 == serial && (id == "" || $3 == id) { print $2; found = 1; exit }
         END { exit !found }' /run/vm/drives || { echo "no drive $1 ${2:-}" >&2; return 1; }
