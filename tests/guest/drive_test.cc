@@ -5,11 +5,16 @@
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
 #include <cstring>
+#include <filesystem>
 #include <unistd.h>
 
 namespace vql::guest {
 namespace {
+
+using Catch::Matchers::ContainsSubstring;
 
 constexpr uint64_t disk_bytes = 16 << 20;
 
@@ -387,6 +392,60 @@ TEST_CASE("a disk over namespaces of several drives, and a file, holds each byte
         }
         CHECK(wrong == 0);
     }
+}
+
+namespace {
+
+// How often the process has a controller of the module open.
+size_t open_controllers(pid_t pid) {
+    size_t n = 0;
+    for (const auto& fd :
+         std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd")) {
+        std::error_code closed_meanwhile;
+        n += std::filesystem::read_symlink(fd, closed_meanwhile)
+                 .string()
+                 .starts_with("/dev/vqlane/nvme-");
+    }
+    return n;
+}
+
+} // namespace
+
+TEST_CASE("namespaces that a disk names are opened with it, all or none, and closed with it",
+          "[.][namespaces]") {
+    needs_vdpa_world();
+    test_daemon daemon("");
+    control_client control = daemon.control();
+    const std::string first = "nvme:" + victim_address(0) + "/1";
+    const std::string second = "nvme:" + victim_address(1) + "/1";
+    const std::string absent = "nvme:" + victim_address(1) + "/99";
+    auto over = [](const std::string& a, const std::string& b) {
+        nlohmann::json extents = nlohmann::json::array();
+        for (const std::string& target : {a, b}) {
+            extents.push_back({{"target", target}, {"offset", 0}, {"length", place_bytes}});
+        }
+        return disk_add({{"name", "d"}, {"extents", extents}});
+    };
+    CHECK_THAT(control.error(over(first, absent)), ContainsSubstring(absent));
+    for (deadline closed(default_timeout()); open_controllers(daemon.pid()) != 0;) {
+        REQUIRE_FALSE(closed.passed());
+        usleep(1000);
+    }
+    control.result(over(first, second));
+    CHECK(open_controllers(daemon.pid()) == 2);
+    {
+        test_guest guest(daemon.device("d"));
+        std::vector<std::byte> data(piece_bytes), read(piece_bytes);
+        for (uint64_t at : {uint64_t{0}, place_bytes / sector_bytes}) {
+            random_source(at + 1).fill(data);
+            REQUIRE(guest.driver.write(at, data).status == blk_ok);
+            REQUIRE(guest.driver.read(at, read).status == blk_ok);
+            CHECK(read == data);
+        }
+    }
+    // When the answer is here, another may have the drives.
+    control.result({{"op", "disk_rm"}, {"name", "d"}});
+    CHECK(open_controllers(daemon.pid()) == 0);
 }
 
 TEST_CASE("a namespace that is detached fails its disks' requests, and serves again when it is "

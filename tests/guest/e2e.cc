@@ -86,16 +86,20 @@ void let_case(const std::string& word) {
     }
 }
 
-std::string victim_target(unsigned n, unsigned nsid) {
+std::string victim_address(unsigned n) {
     std::istringstream victims(environment("VQL_E2E_VICTIMS"));
     std::string bdf;
     for (unsigned i = 0; i <= n; i++) {
         victims >> bdf;
     }
     REQUIRE(victims);
+    return bdf;
+}
+
+std::string victim_target(unsigned n, unsigned nsid) {
     return "[[target]]\nname = \"victim" + std::to_string(n) +
            (nsid == 1 ? "" : "-" + std::to_string(nsid)) + "\"\ntype = \"nvme\"\ndevice = \"" +
-           bdf + "\"\nnamespace = " + std::to_string(nsid) + "\n";
+           victim_address(n) + "\"\nnamespace = " + std::to_string(nsid) + "\n";
 }
 
 void needs_vdpa_world() {

@@ -38,6 +38,7 @@ std::string storage_folder();
 // 2 would be "victim0-2". What a test leaves with leave_for_case() is what the drive must still
 // hold there when the kernel has it back.
 void let_case(const std::string& word); // on any thread
+std::string victim_address(unsigned n);
 std::string victim_target(unsigned n, unsigned nsid = 1);
 // Skips a test that is for vDPA devices, elsewhere.
 void needs_vdpa_world();

@@ -331,10 +331,14 @@ result<controller*> controller_set::use(const std::string& bdf) {
     return free->what.get();
 }
 
-void controller_set::unuse(uint32_t index) {
+void controller_set::unuse(uint32_t index, std::function<void()> done) {
     slot& s = slots_[index];
-    if (--s.users == 0)
-        s.what->close([&s] { s.what.reset(); });
+    if (--s.users != 0)
+        return done();
+    s.what->close([&s, done = std::move(done)] {
+        s.what.reset();
+        done();
+    });
 }
 
 void controller_set::tick() {

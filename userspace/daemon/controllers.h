@@ -119,9 +119,10 @@ class controller_set {
                    bool allow_untranslated)
         : loop_(loop), pollers_(pollers), allow_untranslated_(allow_untranslated) {}
 
-    // The controller at @bdf, opened if need be. Each use() is ended by one unuse().
+    // The controller at @bdf, opened if need be. Each use() is ended by one unuse(), whose @done is
+    // called when the controller is closed, or at once if others use it.
     result<controller*> use(const std::string& bdf);
-    void unuse(uint32_t index);
+    void unuse(uint32_t index, std::function<void()> done);
     controller& at(uint32_t index) const { return *slots_[index].what; }
     // From now on guests are served: nothing waits long.
     void serving() { patient_ = false; }

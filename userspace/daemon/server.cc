@@ -130,9 +130,7 @@ void server::close_target(target& t, std::function<void()> done) {
             loop_.post([this, &t, left, done] {
                 if (--*left != 0)
                     return;
-                targets_.close(t);
-                if (done)
-                    done();
+                targets_.close(t, done);
             });
         });
     }
@@ -159,7 +157,7 @@ result<disk*> server::add_disk(const disk_config& c,
     std::vector<target*> opened;
     const auto refuse = [&](error why) {
         for (target* t : opened)
-            close_target(*t);
+            close_target(*t, [] {});
         return why;
     };
     for (const target_config& own : own_targets) {
@@ -239,7 +237,7 @@ result<disk*> server::adopt(const std::string& name) {
     (*opened)->block_bytes = told.blk_size;
     auto added = add_disk(c);
     if (!added)
-        close_target(**opened);
+        close_target(**opened, [] {});
     return added;
 }
 

@@ -49,7 +49,7 @@ class server {
     result<void> lock_run_dir();
     result<void> start_pollers();
     result<target*> open_target(const target_config& c);
-    void close_target(target& t, std::function<void()> done = {});
+    void close_target(target& t, std::function<void()> done);
     void disk_ended(disk* d, std::function<void()> done);
     result<void> remove_orphan(const std::string& name);
     result<disk*> adopt(const std::string& name);

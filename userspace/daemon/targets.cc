@@ -49,7 +49,7 @@ result<std::unique_ptr<target>> target_set::open_nvme(const target_config& c) {
         return used.failure();
     controller& on = **used;
     const auto refuse = [&](const std::string& why) {
-        controllers_->unuse(on.index());
+        controllers_->unuse(on.index(), [] {});
         return error{"controller " + c.device + " namespace " + std::to_string(c.nsid) + ": " +
                      why};
     };
@@ -82,12 +82,16 @@ target* target_set::find(const std::string& name) const {
     return nullptr;
 }
 
-void target_set::close(target& t) {
+void target_set::close(target& t, std::function<void()> done) {
     std::erase(retired_, &t);
     (*table_)[t.id].store(nullptr, std::memory_order_release);
-    if (t.kind == target_kind::nvme)
-        controllers_->unuse(t.controller);
+    const bool nvme = t.kind == target_kind::nvme;
+    const uint32_t controller = t.controller;
     std::erase_if(targets_, [&](const auto& p) { return p.get() == &t; });
+    if (nvme)
+        controllers_->unuse(controller, std::move(done));
+    else
+        done();
 }
 
 result<uint64_t> target_set::grow(target& t, uint64_t want) {

@@ -36,9 +36,9 @@ class target_set {
     result<target*> open(const target_config& c);
     target* find(const std::string& name) const;
     // Closing @t takes two steps: nobody finds it any more; then, when pollers have let go of it
-    // and no claim is left, it ends.
+    // and no claim is left, it ends, and @done is called when nothing of it is open.
     void retire(const target& t) { retired_.push_back(&t); }
-    void close(target& t);
+    void close(target& t, std::function<void()> done);
     bool claimed(const target& t) const;
     // Look again how large @t is, and make a regular file as large as @want. Returns the usable
     // size.
