@@ -136,6 +136,49 @@ TEST_CASE("no thread of the daemon runs for a request in the kernel lane", "[.la
     }
 }
 
+TEST_CASE("requests that are answered together interrupt the guest once", "[.lane]") {
+    constexpr uint16_t together = 8; // what the module takes inline from one kick
+    const std::string mode = GENERATE("kernel", "poll");
+    const bool event_idx = GENERATE(false, true);
+    INFO("lane " << mode << ", EVENT_IDX " << event_idx);
+    lane_disk disk("lane = \"" + mode + "\"\n");
+    guest_options options;
+    options.blk.event_idx = event_idx;
+    test_guest guest(disk.daemon.device("d"), options);
+    virtqueue_driver& queue = guest.driver.queue(0);
+    const uint64_t data = guest.memory->allocate(together * id_bytes);
+    for (unsigned round = 0; round < 50; round++) {
+        // With EVENT_IDX the last one is to interrupt, or the one after it, which does not come.
+        const bool interrupts = round % 2 == 0;
+        if (event_idx) {
+            REQUIRE(queue.arm_interrupt(interrupts ? together : together + 1));
+        } else if (interrupts) {
+            REQUIRE(queue.arm_interrupt());
+        } else {
+            queue.disarm_interrupt();
+        }
+        for (unsigned i = 0; i < together; i++) {
+            blk_request* request = guest.driver.acquire(0);
+            REQUIRE(request != nullptr);
+            guest.driver.shape(*request, blk_op::get_id, 0, data + uint64_t{i} * id_bytes,
+                               id_bytes);
+            REQUIRE(guest.driver.submit(*request));
+        }
+        guest.driver.ring(0);
+        for (unsigned i = 0; i < together; i++) {
+            blk_request& request = guest.driver.next();
+            REQUIRE(request.ok());
+            guest.driver.release(request);
+        }
+        // The interrupt follows what the guest sees in memory.
+        uint64_t signals = take_eventfd(
+            queue.call_fd(), deadline(interrupts ? default_timeout() : milliseconds(20)));
+        usleep(1000);
+        signals += take_eventfd(queue.call_fd(), deadline(milliseconds(0)));
+        CHECK(signals == (interrupts ? 1 : 0));
+    }
+}
+
 // bpf/examples/protect.bpf.c again, and what a poller's queue has to do with it.
 TEST_CASE("a policy holds when the command returns, and is gone when it is taken away", "[.lane]") {
     lane_disk disk("lane = \"auto\"\n");

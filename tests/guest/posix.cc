@@ -105,17 +105,17 @@ void signal_eventfd(int fd) {
     }
 }
 
-bool take_eventfd(int fd, const deadline& until) {
+uint64_t take_eventfd(int fd, const deadline& until) {
     uint64_t count = 0;
     while (read(fd, &count, sizeof(count)) != sizeof(count)) {
         if (errno != EAGAIN && errno != EINTR) {
             throw_errno("eventfd read");
         }
         if (!wait_readable(fd, until)) {
-            return false;
+            return 0;
         }
     }
-    return true;
+    return count;
 }
 
 std::string hex(uint64_t value) {

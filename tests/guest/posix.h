@@ -97,8 +97,8 @@ bool wait_readable(int fd, const deadline& until);
 unique_fd make_memfd(const char* name, uint64_t bytes);
 unique_fd make_eventfd();
 void signal_eventfd(int fd);
-// Takes the eventfd's count; false if nothing came before time was up.
-bool take_eventfd(int fd, const deadline& until);
+// Takes the eventfd's count, so many signals; 0 if nothing came before time was up.
+uint64_t take_eventfd(int fd, const deadline& until);
 
 std::string hex(uint64_t value);
 

@@ -43,7 +43,7 @@ class vhost_user_transport : public transport {
         client_->set_vring_fd(vu_set_vring_call, queue, fd);
     }
     bool wait_ring_error(unsigned queue, milliseconds timeout) override {
-        return take_eventfd(err_fds_.at(queue), deadline(timeout));
+        return take_eventfd(err_fds_.at(queue), deadline(timeout)) != 0;
     }
     void read_config(uint32_t offset, std::span<std::byte> bytes) override;
     void write_config(uint32_t offset, std::span<const std::byte> bytes) override;

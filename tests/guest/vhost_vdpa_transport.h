@@ -38,7 +38,7 @@ class vhost_vdpa_transport : public transport {
         client_->write_config(offset, bytes);
     }
     bool wait_config_change(milliseconds timeout) override {
-        return take_eventfd(config_call_.get(), deadline(timeout));
+        return take_eventfd(config_call_.get(), deadline(timeout)) != 0;
     }
     uint8_t status() override { return client_->status(); }
     void set_status(uint8_t status) override;
