@@ -361,8 +361,12 @@ int vql_ctrl_start(struct vql_ctrl *ctrl)
 	if (err) {
 		vql_ctrl_warn(ctrl, "cannot be brought up (%s%d)\n",
 			      err > 0 ? "NVMe status " : "error ", err);
-		ctrl_disable(ctrl);
-		ctrl_set_dead(ctrl);
+		if (READ_ONCE(ctrl->offline)) {
+			vql_ctrl_freeze(ctrl); /* not dead, as in vql_ctrl_reset() */
+		} else {
+			ctrl_disable(ctrl);
+			ctrl_set_dead(ctrl);
+		}
 		return err > 0 ? -EIO : err;
 	}
 	ctrl_set_state(ctrl, VQL_CTRL_LIVE);
@@ -411,6 +415,14 @@ void vql_ctrl_quiesce(struct vql_ctrl *ctrl)
 
 int vql_ctrl_reset(struct vql_ctrl *ctrl)
 {
+	/*
+	 * It was not there for the command that wants this. Whether that is for good the PCI core
+	 * knows, and who told of it and waits for our lock: that ends in vql_ctrl_start() or _stop().
+	 */
+	if (READ_ONCE(ctrl->offline)) {
+		vql_ctrl_freeze(ctrl);
+		return -ENODEV;
+	}
 	vql_ctrl_note(ctrl, "reset\n");
 	vql_ctrl_stop(ctrl);
 	if (ctrl->info.state == VQL_CTRL_DEAD)

@@ -144,7 +144,7 @@ static inline bool vql_qpair_is_live(const struct vql_qpair *qp)
 /* ---- ctrl.c: the controller's life. All under ctrl->lock, but for alloc and set_offline. ---- */
 
 struct vql_ctrl *vql_ctrl_alloc(struct pci_dev *pdev);
-/* From disabled to LIVE. On failure it is stopped and DEAD. */
+/* From disabled to LIVE. On failure it is stopped and DEAD; offline, RESETTING. */
 int vql_ctrl_start(struct vql_ctrl *ctrl);
 /*
  * From any state to RESETTING (DEAD if the controller does not obey): when it returns the
@@ -158,7 +158,7 @@ void vql_ctrl_freeze(struct vql_ctrl *ctrl);
  * every command has had its end before the controller is stopped. From LIVE to RESETTING.
  */
 void vql_ctrl_quiesce(struct vql_ctrl *ctrl);
-/* Stop and start. */
+/* Stop and start. One that is offline stays RESETTING. */
 int vql_ctrl_reset(struct vql_ctrl *ctrl);
 /* Stop for good, orderly (NVMe 2.0 §3.6.1): caches are written back, then DEAD. */
 void vql_ctrl_shutdown(struct vql_ctrl *ctrl);

@@ -9,6 +9,7 @@
 //   event   waits until the controller warns of its health
 //   frozen  waits until its PCI channel is frozen, by an error above it, and recovered
 #include <pthread.h>
+#include <stdatomic.h>
 #include <sys/wait.h>
 
 #include <vqlane/nvme.h>
@@ -164,12 +165,26 @@ static void event(void) {
     CHECK("once", !events_of(ctrl, POLLPRI, 500));
 }
 
-// Error recovery: the port's secondary bus is reset, and the function's configuration with it.
+static atomic_bool asking;
+
+static void* ask(void* arg) {
+    struct vql_ns_info ns = {.size = sizeof(ns), .nsid = 1};
+
+    while (asking)
+        ioctl(ctrl, VQL_IOC_NS_INFO, &ns);
+    return arg;
+}
+
+// Error recovery: the port's secondary bus is reset, and the function's configuration with it;
+// while the controller is being asked something.
 static void frozen(void) {
     struct lane lane = new_lane(), idle = new_lane();
     double begin = now_s();
+    pthread_t asker;
 
     NEED(works(&lane, 1, 1));
+    asking = true;
+    NEED(!pthread_create(&asker, NULL, ask, NULL));
     printf("# waiting\n");
     fflush(stdout);
     while (lane.status->state == VQL_QPAIR_LIVE && now_s() - begin < 60)
@@ -178,6 +193,8 @@ static void frozen(void) {
     check_ended(&idle, VQL_QPAIR_LOST);
     while (get_info().state == VQL_CTRL_RESETTING && now_s() - begin < 60)
         sleep_ms(1);
+    asking = false;
+    pthread_join(asker, NULL);
     end_lane(&lane);
     CHECK("when the channel has recovered it works",
           get_info().state == VQL_CTRL_LIVE && new_lane_works());
