@@ -48,16 +48,19 @@ struct vql_attachments *vql_qpair_attachments(struct vql_qpair *qp) { return &qp
 /* ---- interrupt ---- */
 
 /*
- * One interrupt for each ARM: so a queue pair that is polled costs none. Disabled here, and told to be
- * armed no more after that: whoever arms next enables it once again.
+ * One interrupt for each ARM: so a queue pair that is polled costs none. Disabled here, told to be
+ * armed no more after that, and told to have fired at last. An ARM that finds it armed still has
+ * cleared fired before that (the exchange in qpair_arm() pairs with the barrier here), so its holder
+ * is woken; any later one enables the interrupt again, and is woken once too often at worst.
  */
 static irqreturn_t qpair_irq(int irq, void *data)
 {
 	struct vql_qpair *qp = data;
 
 	disable_irq_nosync((unsigned int)irq);
-	WRITE_ONCE(qp->fired, true);
 	atomic_set_release(&qp->is_armed, 0);
+	smp_wmb();
+	WRITE_ONCE(qp->fired, true);
 	wake_up_all(&qp->wait);
 	return IRQ_HANDLED;
 }
