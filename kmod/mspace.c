@@ -124,9 +124,11 @@ static int mspace_place(struct vql_mspace *ms, struct vql_chunk *chunk, u64 gues
 {
 	if (ms->nchunks == ms->room) {
 		u32 room = max(64u, 2 * ms->room);
-		void *chunks =
-			kvrealloc(ms->chunks, array_size(room, sizeof(*ms->chunks)), GFP_KERNEL);
+		void *chunks;
 
+		if (room <= ms->room)
+			return -E2BIG;
+		chunks = kvrealloc(ms->chunks, array_size(room, sizeof(*ms->chunks)), GFP_KERNEL);
 		if (!chunks)
 			return -ENOMEM;
 		ms->chunks = chunks;
