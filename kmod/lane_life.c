@@ -103,7 +103,6 @@ static int ring_setup(struct vql_lane *lane, const struct vql_queue *q)
 		.next_avail = q->next_avail,
 		.event_idx = lane->disk->features & BIT_ULL(VIRTIO_RING_F_EVENT_IDX),
 		.indirect = lane->disk->features & BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC),
-		.must_signal = true, /* what was published before, nobody here knows */
 	};
 	if (!ring->desc || !ring->avail || !ring->used)
 		return -EFAULT;
@@ -137,14 +136,15 @@ static int lane_start(struct vql_lane *lane, const struct vql_queue *q)
 	lane->in_flight = 0;
 	lane->lost = 0;
 	lane->nanswered = 0;
-	lane->signal_due = false;
+	lane->signal_due =
+		true; /* what was published before, and not signalled, nobody here knows */
 	lane->waited_for = VQL_LANE_NOBODY;
 	lane->busy = false;
 	lane->recent = 0;
 	lane->window_end = jiffies; /* is over at once */
 	WRITE_ONCE(lane->state, VQL_LANE_RUNS);
 	spin_unlock_irq(&lane->lock);
-	/* What is in the ring already, and the request for a kick. */
+	/* The interrupt that is due, what is in the ring already, and the request for a kick. */
 	vql_lane_wake(lane);
 	trace_vqlane_lane(lane->config->slot, (u16)lane->index, VQL_LANE_POLL, VQL_LANE_KERNEL,
 			  "lent");

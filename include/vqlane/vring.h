@@ -15,6 +15,11 @@
  *    one of the two sees the other's store, so no interrupt is lost.
  *  - avail_event, mb, avail->idx here; avail->idx, mb, avail_event in the
  *    driver: likewise no kick is lost.
+ *
+ * Who takes a ring over, or gets another way to interrupt, cannot know whether
+ * the last used->idx was signalled: a server may have died between the two. It
+ * interrupts once, at once, whatever the driver says of interrupts; nothing here
+ * does that. From its first vql_ring_publish() on the driver's wishes hold.
  */
 #ifndef VQLANE_VRING_H
 #define VQLANE_VRING_H
@@ -82,8 +87,6 @@ struct vql_ring {
 	__u16 signalled;  /* next_used at the last decision to interrupt */
 	bool event_idx;   /* VIRTIO_F_EVENT_IDX was negotiated */
 	bool indirect;    /* VIRTIO_F_INDIRECT_DESC was negotiated */
-	bool must_signal; /* the driver's state is unknown (start, takeover): interrupt once anyway
-			   */
 };
 
 /* Why a chain or a ring cannot be served. A ring that reports one of these is stopped. */
@@ -382,14 +385,10 @@ VQL_INLINE bool vql_ring_should_interrupt(struct vql_ring *r)
 {
 	const __u16 old = r->signalled, now = r->next_used;
 
-	if (old == now && !r->must_signal)
+	if (old == now)
 		return false;
 	vql_mb(); /* used->idx before used_event and flags */
 	r->signalled = now;
-	if (VQL_UNLIKELY(r->must_signal)) {
-		r->must_signal = false;
-		return true;
-	}
 	if (r->event_idx)
 		return vql_event_passed(vql_read_once(&r->avail->ring[r->num]), now, old);
 	return !(vql_read_once(&r->avail->flags) & VQL_AVAIL_F_NO_INTERRUPT);

@@ -149,6 +149,58 @@ TEST_CASE("a daemon that is killed under load and started again answers each req
     leave_for_case(model, disk.storage.part("t"));
 }
 
+TEST_CASE("whoever takes a queue over interrupts for what may not have been told of",
+          "[reconnect][crash]") {
+    // An answer that is published and, as far as the driver knows, not signalled: it waits for an
+    // interrupt, asks for nothing else, and nothing is in flight that would bring another one.
+    bool daemon_dies = GENERATE(true, false);
+    guest_options options;
+    options.vhost.call_last = !vdpa_world() && GENERATE(false, true);
+    options.blk.event_idx = GENERATE(false, true);
+    INFO((daemon_dies ? "daemon" : "VMM")
+         << ", call_last " << options.vhost.call_last << ", event_idx " << options.blk.event_idx);
+    one_disk disk;
+    test_guest guest(disk.daemon.device("d"), options);
+    int call = guest.driver.queue(0).call_fd();
+    CHECK(guest.driver.flush().status == blk_ok);
+    if (daemon_dies) {
+        disk.daemon.kill();
+    } else {
+        guest.device.disconnect();
+        guest.device.reconnect(); // taken when the old connection is drained
+    }
+    take_eventfd(call, deadline(milliseconds(0)));
+    if (daemon_dies) {
+        disk.daemon.start();
+        guest.daemon_is_back();
+    } else {
+        guest.driver.resume();
+    }
+    CHECK(take_eventfd(call, deadline(default_timeout())) != 0);
+}
+
+TEST_CASE("a queue that starts interrupts once, and then as its driver wishes", "[reconnect]") {
+    vhost_user_only skip("a vDPA queue may change hands twice as it starts");
+    guest_options options;
+    options.vhost.call_last = GENERATE(false, true);
+    options.blk.event_idx = GENERATE(false, true);
+    INFO("call_last " << options.vhost.call_last << ", event_idx " << options.blk.event_idx);
+    one_disk disk;
+    test_guest guest(disk.daemon.device("d"), options); // wants no interrupts
+    int call = guest.driver.queue(0).call_fd();
+    // A ring that starts again has its descriptor, and with call_last gets it again.
+    for (int round = options.vhost.call_last ? 2 : 0; round < 3; round++) {
+        CHECK(take_eventfd(call, deadline(default_timeout())) != 0);
+        for (int i = 0; i < 20; i++) {
+            CHECK(guest.driver.flush().status == blk_ok);
+        }
+        guest.driver.stop(); // all that it had to say is said
+        CHECK(take_eventfd(call, deadline(milliseconds(0))) == 0);
+        guest.device.enable_queue(0, false);
+        guest.driver.resume();
+    }
+}
+
 TEST_CASE("a daemon that ends by SIGTERM under load has answered what it took", "[crash]") {
     one_disk disk;
     test_daemon& daemon = disk.daemon;

@@ -109,11 +109,16 @@ void vhost_user_transport::start_queues(std::span<const vring_setup> queues) {
         client_->set_vring_addr(vring_addr(index, setup));
         client_->set_vring_fd(vu_set_vring_err, index, setup.err_fd);
         client_->set_vring_fd(vu_set_vring_kick, index, setup.kick_fd);
-        client_->set_vring_fd(vu_set_vring_call, index, setup.call_fd);
+        if (!options_.call_last) { // as QEMU does it
+            client_->set_vring_fd(vu_set_vring_call, index, setup.call_fd);
+        }
         index++;
     }
     for (index = 0; index < queues.size(); index++) {
         client_->set_vring_enable(index, true);
+        if (options_.call_last) {
+            client_->set_vring_fd(vu_set_vring_call, index, queues[index].call_fd);
+        }
     }
     if (client_->has(vu_feature_status)) {
         client_->set_status(status_acknowledge | status_driver | status_features_ok |

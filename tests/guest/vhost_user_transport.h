@@ -11,6 +11,7 @@ struct vhost_user_options {
     uint64_t protocol_features = ~uint64_t{0}; // of those offered, what to take
     bool slots_one_by_one = false;             // ADD_MEM_REG also where a table would do
     bool log_used_rings = false;               // VHOST_VRING_F_LOG
+    bool call_last = false;                    // SET_VRING_CALL after SET_VRING_ENABLE
     milliseconds timeout = default_timeout();  // for the connection, and each reply
 };
 

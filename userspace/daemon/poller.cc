@@ -410,6 +410,11 @@ void poller::add_queue(served_queue& q) {
     busy_.push_back(&q);
     if (q.vq->kick)
         arm_kick(q);
+    // What is in the used ring may never have been signalled: whoever served the queue before may
+    // have died between its last index and the interrupt, or interrupted by another descriptor that
+    // nobody looks at any more. The driver may be waiting for just that one, and ask for no other.
+    if (q.vq->call)
+        interrupt(*q.vq);
 }
 
 void poller::remove_queue(served_queue& q, std::function<void()> drained) {
@@ -435,6 +440,9 @@ void poller::check_drained(served_queue& q) {
         return;
     q.now = served_queue::state::detached;
     queues_--;
+    // An interrupt that is prepared and not submitted names its descriptor by number only: the
+    // control thread may close that one, and open another by the same number.
+    uring_.flush();
     if (!q.vq->ring_error)
         arm(*q.vq); // who serves it next may wait for a kick
     if (VQL_UNLIKELY(traced()))

@@ -22,7 +22,6 @@ result<void> prepare_queue(virtqueue& q, const ring_setup& s, guest_memory& memo
     q.ring.num = uint16_t(s.num);
     q.ring.event_idx = s.features & (1ull << 29);
     q.ring.indirect = s.features & (1ull << 28);
-    q.ring.must_signal = true;
     q.ring.next_avail = s.next_avail;
     q.ring.next_used = vql_load_acquire(&q.ring.used->idx);
     q.ring.signalled = q.answered_to = q.ring.next_used;
