@@ -13,8 +13,6 @@
 #include "ctrl.h"
 
 enum {
-	VQL_SHUTDOWN_MS = 10000, /* for a normal shutdown, at least */
-	VQL_NS_LISTS = 64,       /* of 1024 active namespaces each */
 	VQL_AEN_CRITICAL = 0x1f, /* SMART: all critical warnings */
 };
 
@@ -208,44 +206,6 @@ static int ctrl_read_capabilities(struct vql_ctrl *ctrl)
 
 /* ---- bring-up ---- */
 
-/* A field of text from Identify, as it is: padded with blanks, not terminated. */
-static void ctrl_read_identity(struct vql_ctrl *ctrl, const struct nvme_id_ctrl *id,
-			       struct vql_ctrl_info *info)
-{
-	BUILD_BUG_ON(sizeof(id->sn) != VQL_SERIAL_BYTES || sizeof(id->mn) != VQL_MODEL_BYTES);
-	BUILD_BUG_ON(sizeof(*id) != VQL_ADMIN_DATA_BYTES);
-	memcpy(info->serial, id->sn, VQL_SERIAL_BYTES);
-	memcpy(info->model, id->mn, VQL_MODEL_BYTES);
-	info->sgls = le32_to_cpu(id->sgls);
-	info->oncs = le16_to_cpu(id->oncs);
-	info->volatile_cache = id->vwc & NVME_CTRL_VWC_PRESENT;
-	info->max_transfer = VQL_MAX_TRANSFER;
-	if (id->mdts && id->mdts < ilog2(VQL_MAX_TRANSFER / 4096))
-		info->max_transfer = 4096u << id->mdts;
-	ctrl->shutdown_ms = max_t(u32, le32_to_cpu(id->rtd3e) / 1000, VQL_SHUTDOWN_MS);
-}
-
-static int ctrl_count_namespaces(struct vql_ctrl *ctrl, u32 *count)
-{
-	const __le32 *list = ctrl->admin.data.cpu;
-	u32 nsid = 0;
-	int i, k, err;
-
-	*count = 0;
-	for (i = 0; i < VQL_NS_LISTS; i++) {
-		err = vql_admin_identify(ctrl, NVME_ID_CNS_NS_ACTIVE_LIST, nsid);
-		if (err)
-			return err;
-		for (k = 0; k < VQL_ADMIN_DATA_BYTES / 4; k++) {
-			if (!list[k])
-				return 0;
-			nsid = le32_to_cpu(list[k]);
-			++*count;
-		}
-	}
-	return 0;
-}
-
 static int ctrl_set_features(struct vql_ctrl *ctrl, u32 optional_events, struct vql_ctrl_info *info)
 {
 	u32 want = VQL_MAX_CTRL_QPAIRS - 1, got = 0, in_bar;
@@ -324,7 +284,7 @@ static int ctrl_bring_up(struct vql_ctrl *ctrl)
 		err = vql_admin_identify(ctrl, NVME_ID_CNS_CTRL, 0);
 	if (err)
 		return err;
-	ctrl_read_identity(ctrl, id, &info);
+	vql_ctrl_read_identity(ctrl, id, &info);
 	has_shadow = le16_to_cpu(id->oacs) & NVME_CTRL_OACS_DBBUF_SUPP;
 	events = le32_to_cpu(id->oaes);
 
@@ -332,7 +292,9 @@ static int ctrl_bring_up(struct vql_ctrl *ctrl)
 	if (!err && has_shadow)
 		err = ctrl_set_shadow(ctrl, &info);
 	if (!err)
-		err = ctrl_count_namespaces(ctrl, &info.namespaces);
+		err = vql_ctrl_read_limits(ctrl, &info);
+	if (!err)
+		err = vql_ctrl_count_namespaces(ctrl, &info.namespaces);
 	if (err)
 		return err;
 	if (ctrl_is_translated(ctrl))
@@ -483,7 +445,7 @@ static int ctrl_handle_event(struct vql_ctrl *ctrl, u32 event)
 		ctrl->info.critical_warning = warning;
 		spin_unlock(&ctrl->info_lock);
 	} else if (type == NVME_AER_NOTICE && info == NVME_AER_NOTICE_NS_CHANGED) {
-		err = ctrl_count_namespaces(ctrl, &namespaces);
+		err = vql_ctrl_count_namespaces(ctrl, &namespaces);
 		if (err < 0)
 			return err;
 		spin_lock(&ctrl->info_lock);

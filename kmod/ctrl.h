@@ -91,6 +91,7 @@ struct vql_ctrl {
 	unsigned int stride;  /* bytes from doorbell to doorbell */
 	unsigned int ready_ms;
 	unsigned int shutdown_ms;
+	u32 nn;                     /* NN: identifiers of namespaces are 1 to this */
 	struct vql_coherent shadow; /* doorbells, and below their event indices (DBBUF) */
 	struct vql_coherent event_index;
 	struct work_struct event_work;
@@ -172,6 +173,18 @@ void vql_ctrl_set_free(struct vql_ctrl *ctrl);
 
 int vql_coherent_alloc(struct device *dev, struct vql_coherent *mem, size_t bytes);
 void vql_coherent_free(struct device *dev, struct vql_coherent *mem); /* none: does nothing */
+
+/* ---- ctrl_identify.c: what it tells of itself. All under ctrl->lock. ---- */
+
+/* @id: of Identify Controller. */
+void vql_ctrl_read_identity(struct vql_ctrl *ctrl, const struct nvme_id_ctrl *id,
+			    struct vql_ctrl_info *info);
+/*
+ * Limits that only some controllers tell; how many namespaces are active. 0, also where it refuses to tell;
+ * less than 0 when it did not answer, as in vql_admin_run().
+ */
+int vql_ctrl_read_limits(struct vql_ctrl *ctrl, struct vql_ctrl_info *info);
+int vql_ctrl_count_namespaces(struct vql_ctrl *ctrl, u32 *count);
 
 /* ---- admin.c: the admin queue. All under ctrl->lock, but for irq. ---- */
 

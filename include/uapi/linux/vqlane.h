@@ -446,7 +446,15 @@ struct vql_mspace_regions {
  * @serial: out: not terminated
  * @model: out: not terminated
  * @bdf: out: PCI address, zero-terminated
+ * @dmsl: out: DMSL: logical blocks that the ranges of one Dataset Management command may have together;
+ *        0: no limit told
+ * @dmrsl: out: DMRSL: logical blocks of one such range; 0: no limit told
+ * @dmrl: out: DMRL: ranges of one such command, at most 256; 0: no limit told
+ * @wzsl: out: WZSL in bytes: what one Write Zeroes may cover; 0: no limit told
  * @reserved: zero
+ *
+ * DMSL, DMRSL, DMRL and WZSL are of the I/O Command Set specific Identify Controller data structure
+ * (NVM Command Set 1.0 figure 104), and 0 for a controller that does not have it.
  */
 struct vql_ctrl_info {
 	__u32 size;
@@ -466,7 +474,11 @@ struct vql_ctrl_info {
 	char serial[VQL_SERIAL_BYTES];
 	char model[VQL_MODEL_BYTES];
 	char bdf[16];
-	__u64 reserved[4];
+	__u64 dmsl;
+	__u32 dmrsl;
+	__u32 dmrl;
+	__u32 wzsl;
+	__u32 reserved[3];
 };
 #define VQL_CTRL_TRANSLATED (1u << 0) /* DMA goes through an IOMMU that translates */
 #define VQL_CTRL_SHADOW (1u << 1)     /* shadow doorbells are in use (DBBUF) */

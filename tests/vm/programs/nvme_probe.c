@@ -32,6 +32,10 @@ static void test_info(void) {
     CHECK("its limits make sense", info.max_depth >= 64 && info.max_depth <= VQL_MAX_QPAIR_DEPTH &&
                                        info.max_transfer >= PAGE &&
                                        info.namespaces == wanted_namespaces());
+    // QEMU's: 255 ranges, each of what its block layer can take in the largest blocks of the drive.
+    CHECK("and those of discards", info.dmrl == 255 && info.dmrsl >= 0x7ffffe00 / 4096 &&
+                                       info.dmrsl <= 0x7ffffe00 / 512 &&
+                                       info.dmsl == (uint64_t)info.dmrl * info.dmrsl && !info.wzsl);
     if (wanted)
         CHECK("it knows whether DMA is translated",
               !(info.flags & VQL_CTRL_TRANSLATED) == !!strcmp(wanted, "strict"));
