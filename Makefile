@@ -54,6 +54,9 @@ VQL_CFLAGS = -std=c11 $(WARN) $(CXXFLAGS) $(SANFLAGS)
 BPF_CFLAGS := -target bpf -O2 -g -Wall -Wextra -Werror -Iinclude -Ibpf \
 	-I/usr/include/$(shell $(CC) -print-multiarch)
 
+# The target as make has it: a compiler's wrapper may write another name for it, and then no header would count.
+DEPFLAGS = -MMD -MP -MT $@
+
 DAEMON_LIBS := -luring -lbpf -lsystemd
 BPF_SRC := $(wildcard bpf/*.bpf.c bpf/examples/*.bpf.c tests/bpf/*.bpf.c)
 BASE_SRC := $(wildcard userspace/base/*.cc)
@@ -93,23 +96,23 @@ vm-programs: $(VM_PROGRAMS)
 # Objects are made again when the way they are made changes.
 $(BUILD)/flags: FORCE
 	$(Q)mkdir -p $(BUILD)
-	$(Q)echo '$(CXX) $(CC) $(CPPFLAGS) $(VQL_CXXFLAGS) $(BPF_CFLAGS)' | cmp -s - $@ || \
-		echo '$(CXX) $(CC) $(CPPFLAGS) $(VQL_CXXFLAGS) $(BPF_CFLAGS)' > $@
+	$(Q)echo '$(CXX) $(CC) $(CPPFLAGS) $(VQL_CXXFLAGS) $(BPF_CFLAGS) $(DEPFLAGS)' | cmp -s - $@ || \
+		echo '$(CXX) $(CC) $(CPPFLAGS) $(VQL_CXXFLAGS) $(BPF_CFLAGS) $(DEPFLAGS)' > $@
 
 $(BUILD)/obj/%.o: %.cc $(BUILD)/flags
 	@echo "  CXX   $<"
 	@mkdir -p $(@D)
-	$(Q)$(CXX) $(CPPFLAGS) $(VQL_CXXFLAGS) $(EXTRA) -MMD -MP -c $< -o $@
+	$(Q)$(CXX) $(CPPFLAGS) $(VQL_CXXFLAGS) $(EXTRA) $(DEPFLAGS) -c $< -o $@
 
 $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 	@echo "  CC    $<"
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(CPPFLAGS) $(VQL_CFLAGS) -MMD -MP -c $< -o $@
+	$(Q)$(CC) $(CPPFLAGS) $(VQL_CFLAGS) $(DEPFLAGS) -c $< -o $@
 
 $(BUILD)/%.bpf.o: %.bpf.c $(BUILD)/flags
 	@echo "  BPF   $<"
 	@mkdir -p $(@D)
-	$(Q)$(CLANG) $(BPF_CFLAGS) -MMD -MP -c $< -o $@
+	$(Q)$(CLANG) $(BPF_CFLAGS) $(DEPFLAGS) -c $< -o $@
 
 # They read arguments from registers: the module and the maps are x86-64's.
 $(BUILD)/bpf/trace.bpf.o $(BUILD)/bpf/events.bpf.o: private BPF_CFLAGS += -D__TARGET_ARCH_x86
@@ -163,7 +166,7 @@ $(BUILD)/tests/vm/reader: $(call obj,tests/bench/vm/reader.cc $(patsubst %,tests
 $(POLICIES): $(BUILD)/tests/vm/policies/%.bpf.o: tests/vm/policies.bpf.c $(BUILD)/flags
 	@echo "  BPF   $< ($*)"
 	@mkdir -p $(@D)
-	$(Q)$(CLANG) $(BPF_CFLAGS) -DPOLICY_$* -MMD -MP -c $< -o $@
+	$(Q)$(CLANG) $(BPF_CFLAGS) -DPOLICY_$* $(DEPFLAGS) -c $< -o $@
 
 $(BUILD)/tests/vm/bootsector: tests/vm/bootsector.S
 	@echo "  AS    $<"
