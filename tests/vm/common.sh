@@ -9,6 +9,8 @@ top=$(cd "$vm_dir/../.." && pwd)
 : "${VQL_BUILD:=$top/build}"
 # How many times as slow as it should be the machine is taken for: what waits, waits as many times as long.
 : "${VQL_SLOWER:=1}"
+# A guest's CPUs.
+readonly vm_cpus=${VQL_GUEST_CPUS:-2}
 
 say() { printf '%s: [%3d s] %s\n' "${0##*/}" "$SECONDS" "$*"; }
 die() { printf '%s: error: %s\n' "${0##*/}" "$*" >&2; exit 1; }
@@ -85,6 +87,10 @@ vm_accel_arguments() {
     [[ -z ${VQL_TSC_KHZ:-} ]] || vm_accel_append+=" tsc=reliable tsc_early_khz=$VQL_TSC_KHZ"
 }
 
+# vm_mark TEXT: in the host VM, a line in its kernel's log: host-test reads there, when that kernel has died, what it
+# was doing.
+vm_mark() { [[ -z ${VQL_MARKS:-} ]] || printf 'vqlane-vm: %s\n' "$*" >"$VQL_MARKS"; }
+
 # vm_start JOB KERNEL-FOLDER INITRD OUT SECONDS [QEMU-ARGUMENT|vql.KEY=VALUE]...
 # Starts a guest that lives SECONDS at most and sets vm_pid, of which wait gives QEMU's exit status, or
 # 124 when time was up. OUT gets result (what the job said), console (what its kernel said), qemu.log.
@@ -106,7 +112,7 @@ vm_start() {
     truncate -s 0 "$out/result" "$out/console"
     timeout --kill-after=5 "$seconds" qemu-system-x86_64 \
         -nodefaults -no-user-config -no-reboot -display none -monitor none \
-        "${vm_accel_args[@]}" -smp 2 -m 512M -M q35,memory-backend=ram \
+        "${vm_accel_args[@]}" -smp "$vm_cpus" -m 512M -M q35,memory-backend=ram \
         -object memory-backend-memfd,id=ram,size=512M,share=on \
         -chardev "file,id=console,path=$out/console" -serial chardev:console \
         -chardev "file,id=result,path=$out/result" -serial chardev:result \

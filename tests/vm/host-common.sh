@@ -10,6 +10,7 @@
 # A case is a bash script under set -e: a command that fails ends it, and fails it; so does no check at all.
 set -eEuo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
+export VQL_GUEST_CPUS=${VQL_GUEST_CPUS:-1} VQL_MARKS=/dev/kmsg
 . "$VQL_TOP/tests/vm/common.sh"
 PATH=$VQL_BUILD:$VQL_BUILD/tests/vm:$PATH
 
@@ -277,6 +278,21 @@ count_hits() {
 }
 hits() { awk '/hitcount:/ { sum += $NF } END { print sum + 0 }' "$vqlane_events/vqlane_$1/hist"; }
 
+# count_stacks EVENT: the same by the calls that led there. stacks EVENT FUNCTION…: so often did they lead through these
+# functions, named from the event outwards; other calls may be in between.
+count_stacks() {
+    echo 'hist:keys=common_stacktrace:size=1024' >"$vqlane_events/vqlane_$1/trigger"
+    at_exit eval "echo '!hist:keys=common_stacktrace:size=1024' >'$vqlane_events/vqlane_$1/trigger'"
+}
+stacks() {
+    awk -v functions="${*:2}" '
+        BEGIN { n = split(functions, wanted) }
+        /common_stacktrace:/ { next_one = 1 }
+        next_one <= n && $1 ~ "^" wanted[next_one] "[.+]" { next_one++ }
+        /hitcount:/ && next_one > n { sum += $NF }
+        END { print sum + 0 }' "$vqlane_events/vqlane_$1/hist"
+}
+
 # asked EXPRESSION COMMAND…: of what vqlane answers in JSON. in_kernel: requests of all queues of the first disk
 # in the kernel lane; polled: of all pollers.
 asked() {
@@ -347,6 +363,31 @@ reads_back() {
 }
 
 # ---- Guests ----
+#
+# With KVM, where the VM's CPU has SVM or VMX: the one that QEMU emulates has. A kick is then the exit of a vCPU, and an
+# interrupt comes by irqfd, as on any host. One CPU each, unless a case sets VQL_GUEST_CPUS before it sources this: with
+# two the emulation of SVM fails more often (host_died_of_svm).
+
+# guest_accel: before run-guest: sets VQL_ACCEL to what guests run with from here on: kvm, or tcg, with the reason. Where
+# the VM itself is emulated, loading KVM takes seconds: only a case that boots a guest does it.
+guest_accel() {
+    local why='' module=kvm_amd
+    [[ -z ${VQL_ACCEL:-} ]] || return 0
+    export VQL_ACCEL=tcg
+    if [[ $VQL_GUESTS == tcg ]]; then
+        why=", as this machine was told"
+    elif ! grep -qwE 'svm|vmx' /proc/cpuinfo; then
+        why=": the CPU has neither SVM nor VMX"
+    else
+        ! grep -qw vmx /proc/cpuinfo || module=kvm_intel
+        if modprobe $module && [[ -c /dev/kvm ]]; then
+            VQL_ACCEL=kvm
+        else
+            why=": $module does not load: $(dmesg | grep -i kvm | tail -n 1)"
+        fi
+    fi
+    note "guests run with $VQL_ACCEL$why"
+}
 
 # mounts_here DEVICE: the kernel's own file system and driver find every file as job blk's guest wrote it.
 mounts_here() {
@@ -376,9 +417,14 @@ boot_prepare() {
 # boot_guest SECONDS QEMU-ARGUMENT…: runs it from the one bootable disk of the arguments.
 boot_guest() {
     local seconds=$1 status=0 said
+    local -a accel=(-accel 'tcg,thread=single' -cpu qemu64)
     shift
+    guest_accel
+    [[ $VQL_ACCEL != kvm ]] || accel=(-accel kvm -cpu host)
+    vm_mark "guest begins, $VQL_ACCEL"
     within "$seconds" qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
-        -accel tcg,thread=single -cpu qemu64 -m 64M -serial "file:$VQL_OUT/boot.said" "$@" </dev/null || status=$?
+        "${accel[@]}" -m 64M -serial "file:$VQL_OUT/boot.said" "$@" </dev/null || status=$?
+    vm_mark "guest ends"
     said=$(tr -d '\r\0' <"$VQL_OUT/boot.said")
     is "$status: $said" "0: done"
 }
