@@ -211,7 +211,7 @@ vm-test: kmod
 	$(Q)tests/vm/host-test --kernel $(KERNEL) $(CASE)
 
 demo-host: kmod
-	$(Q)$(BUILD_ALL) all
+	$(Q)$(BUILD_ALL) all $(BUILD)/tests/vm/tsc_khz
 	$(Q)scripts/demo-host
 
 BENCH ?=
