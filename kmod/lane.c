@@ -11,8 +11,16 @@
 /* Windows a second, in which a lane's requests are counted. */
 #define BUSY_WINDOWS 10
 
-/* High priority: a guest waits for it. */
-static struct workqueue_struct *lane_wq;
+/*
+ * What a lane's workers may use of a window of 100 ms with high priority, since a guest waits for them. A guest that
+ * needs more (or that makes work for itself without end: its rings may overlap, its interrupt may be its own kick) goes
+ * on as any other thread of the machine.
+ */
+#define URGENT_NS (5 * NSEC_PER_MSEC)
+#define URGENT_WINDOW (HZ / 10)
+
+static struct workqueue_struct *lane_wq;    /* high priority */
+static struct workqueue_struct *patient_wq; /* as any thread */
 
 /* With a reference on the disk while the work is queued. */
 void vql_lane_poke(struct vql_disk *disk)
@@ -23,7 +31,20 @@ void vql_lane_poke(struct vql_disk *disk)
 		vql_disk_put(disk);
 }
 
-void vql_lane_wake(struct vql_lane *lane) { queue_work(lane_wq, &lane->serve_work); }
+/* Lockless: with the wrong answer a work is run once with the wrong priority. */
+static bool is_urgent(const struct vql_lane *lane)
+{
+	return READ_ONCE(lane->worked_ns) < URGENT_NS ||
+	       time_after_eq(jiffies, READ_ONCE(lane->work_window) + URGENT_WINDOW);
+}
+
+void vql_lane_wake(struct vql_lane *lane)
+{
+	if (is_urgent(lane))
+		queue_work(lane_wq, &lane->serve_work);
+	else
+		queue_work(patient_wq, &lane->patient_work);
+}
 
 /* ---- while it runs; all under lane->lock ---- */
 
@@ -249,10 +270,17 @@ static void tell_if_done(struct vql_lane *lane)
 
 /* ---- contexts ---- */
 
+/*
+ * A kick is served where it comes from only if that is the thread of whoever kicks: then it is their time, and their
+ * SIGKILL ends it. Everything else is a bell that is a kick as well (one eventfd for both, or two queues wired
+ * crosswise): rung by our interrupt, irq_work or worker, it would have us serve, and ring it again, from within.
+ */
+static bool is_kickers_own(void) { return in_task() && !(current->flags & PF_KTHREAD); }
+
 bool vql_lane_kick(struct vql_lane *lane)
 {
 	unsigned long flags;
-	bool more, signal;
+	bool more = true, signal = false;
 
 	if (READ_ONCE(lane->state) == VQL_LANE_OFF)
 		return false;
@@ -261,9 +289,11 @@ bool vql_lane_kick(struct vql_lane *lane)
 		spin_unlock_irqrestore(&lane->lock, flags);
 		return false;
 	}
-	more = serve(lane, VQL_LANE_INLINE);
-	signal = settle(lane);
-	tell_if_done(lane);
+	if (is_kickers_own()) {
+		more = serve(lane, VQL_LANE_INLINE);
+		signal = settle(lane);
+		tell_if_done(lane);
+	}
 	/* Under the lock: with the lane OFF both have been waited for. */
 	if (signal)
 		irq_work_queue(&lane->signal);
@@ -278,22 +308,53 @@ static void lane_signal(struct irq_work *work)
 	vql_bell_ring(&vql_lane_queue(container_of(work, struct vql_lane, signal))->bell);
 }
 
-static void lane_serve_work(struct work_struct *work)
+/* Under lane->lock: a worker has served for @ns. */
+static void count_work(struct vql_lane *lane, u64 ns)
 {
-	struct vql_lane *lane = container_of(work, struct vql_lane, serve_work);
+	if (time_after_eq(jiffies, lane->work_window + URGENT_WINDOW)) {
+		WRITE_ONCE(lane->work_window, jiffies);
+		WRITE_ONCE(lane->worked_ns, 0);
+	}
+	WRITE_ONCE(lane->worked_ns, lane->worked_ns + ns);
+}
+
+/*
+ * One batch, and then the work is queued anew, if there is more: behind other lanes' works, and with the priority that
+ * is right by then. Twice at a time it may run (there are two works): the lock makes that harmless.
+ */
+static void serve_in_worker(struct vql_lane *lane)
+{
+	u64 start = ktime_get_ns();
 	unsigned long flags;
 	bool more, signal;
 
-	do {
-		spin_lock_irqsave(&lane->lock, flags);
-		more = lane->state != VQL_LANE_OFF && serve(lane, VQL_BATCH);
-		signal = settle(lane);
-		tell_if_done(lane);
-		spin_unlock_irqrestore(&lane->lock, flags);
-		if (signal)
-			vql_bell_ring(&vql_lane_queue(lane)->bell);
-		cond_resched();
-	} while (more);
+	spin_lock_irqsave(&lane->lock, flags);
+	more = lane->state != VQL_LANE_OFF && serve(lane, VQL_BATCH);
+	signal = settle(lane);
+	tell_if_done(lane);
+	count_work(lane, ktime_get_ns() - start);
+	/* Under the lock, as in a kick. */
+	if (more)
+		vql_lane_wake(lane);
+	spin_unlock_irqrestore(&lane->lock, flags);
+	if (signal)
+		vql_bell_ring(&vql_lane_queue(lane)->bell);
+}
+
+static void lane_serve_work(struct work_struct *work)
+{
+	serve_in_worker(container_of(work, struct vql_lane, serve_work));
+}
+
+static void lane_patient_work(struct work_struct *work)
+{
+	serve_in_worker(container_of(work, struct vql_lane, patient_work));
+}
+
+void vql_lane_cancel_works(struct vql_lane *lane)
+{
+	cancel_work_sync(&lane->serve_work);
+	cancel_work_sync(&lane->patient_work);
 }
 
 /*
@@ -339,6 +400,7 @@ void vql_lane_setup(struct vql_lane *lane, struct vql_disk *disk, u32 index)
 	INIT_LIST_HEAD(&lane->waiting);
 	init_irq_work(&lane->signal, lane_signal);
 	INIT_WORK(&lane->serve_work, lane_serve_work);
+	INIT_WORK(&lane->patient_work, lane_patient_work);
 	if (!index)
 		INIT_WORK(&disk->lane_work, vql_lane_work);
 }
@@ -346,8 +408,18 @@ void vql_lane_setup(struct vql_lane *lane, struct vql_disk *disk, u32 index)
 int vql_lane_init(void)
 {
 	lane_wq = alloc_workqueue("vqlane_lane", WQ_UNBOUND | WQ_HIGHPRI, 0);
-	return lane_wq ? 0 : -ENOMEM;
+	patient_wq = alloc_workqueue("vqlane_patient", WQ_UNBOUND, 0);
+	if (lane_wq && patient_wq)
+		return 0;
+	vql_lane_exit();
+	return -ENOMEM;
 }
 
 /* Disks hold the module, so there is none; but a work may be at its end. */
-void vql_lane_exit(void) { destroy_workqueue(lane_wq); }
+void vql_lane_exit(void)
+{
+	if (patient_wq)
+		destroy_workqueue(patient_wq);
+	if (lane_wq)
+		destroy_workqueue(lane_wq);
+}

@@ -8,9 +8,10 @@
  * is not frozen and has what it takes; it needs neither a claim nor a lease.
  *
  * Contexts of a lane's code:
- *   kick        interrupts off, inside an eventfd's wake-up and under that eventfd's lock
+ *   kick        interrupts off, inside an eventfd's wake-up and under that eventfd's lock; in the thread that
+ *               kicks, or it is left to the worker
  *   interrupt   the controller's, of a command's end
- *   worker      the rest of a kick's work; what waited for a free command
+ *   worker      the rest of a kick's work; what waited for a free command. A batch at a time
  *   set-up      process context under disk->lock: start and stop
  *
  * Locks (vqlane.h has the mutexes): an eventfd's → lane->lock → kq->lock, all with interrupts off.
@@ -175,8 +176,13 @@ struct vql_lane {
 	struct list_head waiting;
 	u32 needs;
 
+	/* What workers have used, since when (jiffies); read also without the lock. */
+	u64 worked_ns;
+	unsigned long work_window;
+
 	struct irq_work signal;
 	struct work_struct serve_work;
+	struct work_struct patient_work; /* the same, for one that has had its share */
 };
 
 /* How taking a request ended, where it is not 0 (submitted) or 1 (answered). */
@@ -207,6 +213,8 @@ void vql_lane_setup(struct vql_lane *lane, struct vql_disk *disk, u32 index);
 bool vql_lane_kick(struct vql_lane *lane);
 /* There may be free commands again. */
 void vql_lane_wake(struct vql_lane *lane);
+/* Those that were queued are not run, or their run is over. Nobody wakes it meanwhile. */
+void vql_lane_cancel_works(struct vql_lane *lane);
 
 /* A command has ended. */
 struct vql_lane_end {

@@ -264,12 +264,12 @@ static void wait_for_contexts(struct vql_lane *lane)
 {
 	u32 i;
 
-	cancel_work_sync(&lane->serve_work);
+	vql_lane_cancel_works(lane);
 	vql_kq_leave_line(lane);
 	for (i = 0; i < lane->config->nkqs; i++)
 		vql_kq_synchronize(lane->config->kqs[i]);
 	/* It was in line until now, perhaps, and woken. */
-	cancel_work_sync(&lane->serve_work);
+	vql_lane_cancel_works(lane);
 	irq_work_sync(&lane->signal);
 }
 
