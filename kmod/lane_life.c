@@ -136,16 +136,21 @@ static int lane_start(struct vql_lane *lane, const struct vql_queue *q)
 	lane->in_flight = 0;
 	lane->lost = 0;
 	lane->nanswered = 0;
-	lane->signal_due =
-		true; /* what was published before, and not signalled, nobody here knows */
+	lane->signal_due = false;
 	lane->waited_for = VQL_LANE_NOBODY;
 	lane->busy = false;
 	lane->recent = 0;
 	lane->window_end = jiffies; /* is over at once */
 	WRITE_ONCE(lane->state, VQL_LANE_RUNS);
 	spin_unlock_irq(&lane->lock);
-	/* The interrupt that is due, what is in the ring already, and the request for a kick. */
+	/* What is in the ring already, and the request for a kick. */
 	vql_lane_wake(lane);
+	/*
+	 * Whether the last publication of whoever served the queue before was signalled, nobody here knows. After the
+	 * used index was read: an event index that the driver sets from now on is compared with a publication of ours,
+	 * or the driver sees what it missed when it looks again, as it has to (virtio 1.3 §2.7.10).
+	 */
+	vql_bell_ring(&vql_lane_queue(lane)->bell);
 	trace_vqlane_lane(lane->config->slot, (u16)lane->index, VQL_LANE_POLL, VQL_LANE_KERNEL,
 			  "lent");
 	return 0;

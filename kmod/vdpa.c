@@ -72,10 +72,21 @@ static void op_kick_vq(struct vdpa_device *vdev, u16 index)
 	wake_up_poll(&q->kicks, EPOLLIN | EPOLLRDNORM);
 }
 
+/*
+ * A callback that was changed, while a driver may wait for it: what was signalled a moment ago went to the old one,
+ * where nobody looks any more perhaps. One interrupt too many harms no driver.
+ */
+static void change_bell(struct vdpa_device *vdev, struct vql_bell *bell, struct vdpa_callback *cb)
+{
+	vql_bell_set(bell, cb);
+	if (READ_ONCE(vql_vdpa_disk(vdev)->status) & VIRTIO_CONFIG_S_DRIVER_OK)
+		vql_bell_ring(bell);
+}
+
 /* At any time, also while the queue runs. */
 static void op_set_vq_cb(struct vdpa_device *vdev, u16 index, struct vdpa_callback *cb)
 {
-	vql_bell_set(&queue_of(vdev, index)->bell, cb);
+	change_bell(vdev, &queue_of(vdev, index)->bell, cb);
 }
 
 static void op_set_vq_ready(struct vdpa_device *vdev, u16 index, bool ready)
@@ -281,7 +292,7 @@ static int op_resume(struct vdpa_device *vdev)
 
 static void op_set_config_cb(struct vdpa_device *vdev, struct vdpa_callback *cb)
 {
-	vql_bell_set(&vql_vdpa_disk(vdev)->config_bell, cb);
+	change_bell(vdev, &vql_vdpa_disk(vdev)->config_bell, cb);
 }
 
 static size_t op_get_config_size(struct vdpa_device *vdev) { return VQL_CONFIG_BYTES; }
