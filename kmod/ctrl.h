@@ -85,7 +85,7 @@ struct vql_ctrl {
 	struct mutex lock; /* guards what follows, and hardware access */
 	struct vql_admin admin;
 	struct list_head qpairs;                       /* all that have memory of the controller */
-	struct vql_kq *kq;                             /* the kernel lane's, or NULL */
+	struct vql_kq *kqs[VQL_KQ_KINDS];              /* the kernel lane's, or NULL */
 	DECLARE_BITMAP(qids, VQL_MAX_CTRL_QPAIRS + 1); /* in use; 0 is the admin queue's */
 	unsigned int vectors; /* MSI-X: 0 is the admin queue's, N that of queue pair N */
 	unsigned int stride;  /* bytes from doorbell to doorbell */

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The module's own queue pair on a controller, which all lanes share: queues are scarce, and a lane
- * that is idle needs none of its own.
+ * The module's own queue pairs on a controller, which all lanes share: queues are scarce, and a lane
+ * that is idle needs none of its own. There are two, by kind: discards and write zeroes may take a drive
+ * long, and neither has data to wait behind them, nor is it lost when they have to be given up.
  *
  *   kq      used by disks' configurations, the last of which ends it; there is at most one of a
- *           controller, found by ctrl->kq. The structure stays while one of its works is queued
+ *           controller and kind, found by ctrl->kqs. The structure stays while one of its works is queued
  *   kq->qp  a queue pair without a file; replaced when it was lost
  *
  * A tag is a command's place: its identifier, and the page of the pool that its list is in. It is
@@ -23,15 +24,7 @@
 #include <linux/module.h>
 #include <linux/slab.h>
 #include "ctrl.h"
-#include "lane.h"
-
-enum {
-	KQ_DEPTH = 128,
-	KQ_TAGS = KQ_DEPTH - 1, /* one entry of a queue stays empty (NVMe 2.0 §3.3.1.5) */
-	KQ_REAP = 32,           /* completions taken under one hold of the lock */
-};
-
-static_assert(KQ_TAGS >= 2 * VQL_LANE_PARTS, "a lane is woken when others give back (wake_line)");
+#include "kq.h"
 
 static unsigned int io_timeout_s = 30;
 module_param(io_timeout_s, uint, 0644);
@@ -40,147 +33,9 @@ MODULE_PARM_DESC(
 	"time a command of the kernel lane has until it is aborted, and until after that the "
 	"controller is reset, s (default 30)");
 
-/*
- * Of kq->line and lane->waiting, of all: a lane may use several controllers, and wait for one of them. Inside
- * kq->lock, leaf.
- */
-static DEFINE_SPINLOCK(line_lock);
-
-struct kq_tag {
-	struct vql_lane *lane; /* NULL: free */
-	u16 head;
-	bool pushed;
-	bool aborted;
-	bool lost;           /* with its queue pair: it waits for lost_work, whatever comes after */
-	unsigned long since; /* jiffies, when pushed */
-};
-
-struct vql_kq {
-	refcount_t refs;       /* of the structure */
-	u32 users;             /* under ctrl->lock */
-	struct vql_ctrl *ctrl; /* a reference */
-	struct vql_kq_limits limits;
-	struct vql_qpair *qp; /* under ctrl->lock; read in sections that kq_lost() waits for */
-
-	spinlock_t lock; /* irqs off */
-	bool live;
-	u32 number; /* of this queue pair: counts them */
-	bool watched;
-	u16 tail;
-	u16 rung; /* tail as the controller was told last */
-	u16 head;
-	u8 phase;
-	u16 nfree;
-	u16 free[KQ_TAGS];
-	struct kq_tag tags[KQ_TAGS];
-	struct list_head line; /* lanes that wait for a tag; under line_lock */
-
-	struct delayed_work watch;
-	struct work_struct lost_work;
-};
-
 const struct vql_kq_limits *vql_kq_limits(const struct vql_kq *kq) { return &kq->limits; }
 
 struct vql_ctrl *vql_kq_ctrl(struct vql_kq *kq) { return kq->ctrl; }
-
-/* ---- tags ---- */
-
-static void free_tag(struct vql_kq *kq, u16 tag)
-{
-	kq->tags[tag].lane = NULL;
-	kq->tags[tag].pushed = kq->tags[tag].lost = false;
-	kq->free[kq->nfree++] = tag;
-}
-
-static void free_all_tags(struct vql_kq *kq)
-{
-	u16 tag;
-
-	kq->nfree = 0;
-	for (tag = KQ_TAGS; tag--;)
-		free_tag(kq, tag);
-}
-
-/*
- * Tags were freed. Those who may have enough now are woken, but for @except: who finds none waits again. To wake those
- * who cannot have enough would have them try in turns, for nothing: each takes what the other gives back.
- *
- * Nobody is forgotten, though whoever gives its own tags back is not woken by that. A lane that finds none holds less
- * than VQL_LANE_PARTS itself; all others, more than that, are with the controller or with lanes that give them back or
- * push them. Each of these comes by here when it is freed, and at the latest the last one finds enough free.
- */
-static void wake_line(struct vql_kq *kq, const struct vql_lane *except)
-{
-	struct vql_lane *lane, *next;
-
-	spin_lock(&line_lock);
-	list_for_each_entry_safe(lane, next, &kq->line, waiting)
-	{
-		/* Of a lost queue pair all are to hear. */
-		if (lane == except || (kq->live && lane->needs > kq->nfree))
-			continue;
-		list_del_init(&lane->waiting);
-		vql_lane_wake(lane);
-	}
-	spin_unlock(&line_lock);
-}
-
-/* How many tags of @kq the request needs at least for which @lane finds none now. */
-static u32 needs(const struct vql_kq *kq, const struct vql_lane *lane)
-{
-	const struct vql_lane_scratch *s = lane->scratch;
-	u32 i, n = 1;
-
-	for (i = 0; i < s->nparts; i++)
-		n += s->parts[i].kq == kq;
-	return n;
-}
-
-int vql_kq_reserve(struct vql_kq *kq, struct vql_lane *lane, u16 head, u32 qpair)
-{
-	int tag = -EAGAIN;
-
-	lockdep_assert_irqs_disabled();
-	spin_lock(&kq->lock);
-	/* The lane may not have noticed yet that there is another one, which has other lanes' memory alone. */
-	if (!kq->live || kq->number != qpair) {
-		tag = -ENODEV;
-	} else if (kq->nfree) {
-		tag = kq->free[--kq->nfree];
-		kq->tags[tag].lane = lane;
-		kq->tags[tag].head = head;
-	} else {
-		spin_lock(&line_lock);
-		lane->needs = needs(kq, lane);
-		list_move_tail(&lane->waiting, &kq->line); /* from another one's, perhaps */
-		spin_unlock(&line_lock);
-	}
-	spin_unlock(&kq->lock);
-	return tag;
-}
-
-/*
- * Two lanes may each have what the other needs, both give it back, and both wait: so the others are
- * woken; but not the lane itself, which would try again and again.
- */
-void vql_kq_cancel(struct vql_kq *kq, u16 tag)
-{
-	const struct vql_lane *lane = kq->tags[tag].lane;
-
-	spin_lock(&kq->lock);
-	free_tag(kq, tag);
-	wake_line(kq, lane);
-	spin_unlock(&kq->lock);
-}
-
-void vql_kq_leave_line(struct vql_lane *lane)
-{
-	unsigned long flags;
-
-	spin_lock_irqsave(&line_lock, flags);
-	list_del_init(&lane->waiting);
-	spin_unlock_irqrestore(&line_lock, flags);
-}
 
 u16 vql_kq_qid(const struct vql_kq *kq) { return READ_ONCE(kq->qp)->qid; }
 
@@ -217,7 +72,7 @@ bool vql_kq_push(struct vql_kq *kq, u16 tag, const struct vql_nvme_sqe *sqe)
 			queue_delayed_work(system_unbound_wq, &kq->watch, HZ);
 		}
 	} else {
-		free_tag(kq, tag);
+		vql_kq_free_tag(kq, tag);
 	}
 	spin_unlock(&kq->lock);
 	return live;
@@ -287,12 +142,12 @@ static u32 kq_reap(struct vql_kq *kq, struct vql_lane_end *end)
 					  : vql_nvme_status(&cqe),
 			.nvme = (u16)vql_nvme_status_code(&cqe),
 		};
-		free_tag(kq, cqe.cid);
+		vql_kq_free_tag(kq, cqe.cid);
 	}
 	if (kq->head != old)
 		kq_doorbell(kq->qp, 1, old, kq->head);
 	if (n)
-		wake_line(kq, NULL);
+		vql_kq_wake_line(kq);
 	return n;
 }
 
@@ -356,9 +211,9 @@ static u32 kq_collect_lost(struct vql_kq *kq, struct vql_lane_end *end)
 			.head = kq->tags[tag].head,
 			.status = VQL_LANE_LOST,
 		};
-		free_tag(kq, tag);
+		vql_kq_free_tag(kq, tag);
 	}
-	wake_line(kq, NULL);
+	vql_kq_wake_line(kq);
 	spin_unlock_irq(&kq->lock);
 	return n;
 }
@@ -514,7 +369,7 @@ int vql_kq_revive(struct vql_kq *kq)
 	return err;
 }
 
-static struct vql_kq *kq_create(struct vql_ctrl *ctrl)
+static struct vql_kq *kq_create(struct vql_ctrl *ctrl, enum vql_kq_kind kind)
 {
 	struct vql_kq *kq = kzalloc(sizeof(*kq), GFP_KERNEL);
 	int err;
@@ -528,27 +383,28 @@ static struct vql_kq *kq_create(struct vql_ctrl *ctrl)
 	INIT_WORK(&kq->lost_work, kq_lost_work);
 	vql_ctrl_get(ctrl);
 	kq->ctrl = ctrl;
-	free_all_tags(kq);
+	kq->kind = kind;
+	vql_kq_free_all_tags(kq);
 	err = kq_start(kq);
 	if (err) {
 		kq_release(kq);
 		return ERR_PTR(err);
 	}
 	kq->users = 1;
-	ctrl->kq = kq;
+	ctrl->kqs[kind] = kq;
 	return kq;
 }
 
-struct vql_kq *vql_kq_get(struct vql_ctrl *ctrl)
+struct vql_kq *vql_kq_get(struct vql_ctrl *ctrl, enum vql_kq_kind kind)
 {
 	struct vql_kq *kq;
 
 	mutex_lock(&ctrl->lock);
-	kq = ctrl->kq;
+	kq = ctrl->kqs[kind];
 	if (kq)
 		kq->users++;
 	else
-		kq = kq_create(ctrl);
+		kq = kq_create(ctrl, kind);
 	mutex_unlock(&ctrl->lock);
 	return kq;
 }
@@ -562,7 +418,7 @@ void vql_kq_put(struct vql_kq *kq)
 		mutex_unlock(&ctrl->lock);
 		return;
 	}
-	ctrl->kq = NULL;
+	ctrl->kqs[kq->kind] = NULL;
 	if (kq->qp)
 		vql_qpair_close_locked(kq->qp);
 	kq->qp = NULL;
@@ -582,11 +438,14 @@ int vql_kq_attach(struct vql_kq *kq, struct vql_mspace *ms, u64 *dma, u32 *qpair
 	mutex_lock(&kq->ctrl->lock);
 	/* Under ctrl->lock a live queue pair stays live: so memory is mapped for no dead device. */
 	if (kq->qp && vql_qpair_is_live(kq->qp))
-		err = vql_attach_own(kq->qp, ms, dma);
+		err = vql_kq_has_data(kq) ? vql_attach_own(kq->qp, ms, dma) : 0;
 	*qpair = kq->number; /* which changes under ctrl->lock alone */
 	mutex_unlock(&kq->ctrl->lock);
 	return err;
 }
+
+/* What a discard and a write of zeroes say is in the command, or in the page of its tag. */
+bool vql_kq_has_data(const struct vql_kq *kq) { return kq->kind == VQL_KQ_FAST; }
 
 bool vql_kq_has(struct vql_kq *kq, u32 qpair)
 {
@@ -599,10 +458,24 @@ bool vql_kq_has(struct vql_kq *kq, u32 qpair)
 	return has;
 }
 
-void vql_kq_abandon(struct vql_kq *kq)
+static bool kq_has_commands_of(struct vql_kq *kq, const struct vql_lane *lane)
+{
+	bool has = false;
+	u16 tag;
+
+	spin_lock_irq(&kq->lock);
+	for (tag = 0; tag < KQ_TAGS && !has; tag++)
+		has = kq->tags[tag].lane == lane;
+	spin_unlock_irq(&kq->lock);
+	return has;
+}
+
+void vql_kq_abandon(struct vql_kq *kq, const struct vql_lane *lane)
 {
 	struct vql_qpair *qp;
 
+	if (!kq_has_commands_of(kq, lane))
+		return;
 	mutex_lock(&kq->ctrl->lock);
 	qp = kq->qp;
 	if (qp)

@@ -54,6 +54,7 @@ static void lane_stop(struct vql_lane *lane, enum vql_queue_returned why)
 		WRITE_ONCE(lane->state, VQL_LANE_STOPS);
 		lane->why = why;
 	}
+	vql_kq_leave_line(lane);
 	vql_lane_poke(lane->disk);
 }
 
@@ -204,8 +205,8 @@ static int take(struct vql_lane *lane)
  */
 static bool serve(struct vql_lane *lane, u32 most)
 {
-	bool more = false;
-	int pending;
+	bool more = false, waits = false;
+	int pending, err;
 
 	while (lane->state == VQL_LANE_RUNS) {
 		pending = vql_ring_pending(&lane->ring);
@@ -220,9 +221,16 @@ static bool serve(struct vql_lane *lane, u32 most)
 			more = true;
 			break;
 		}
-		if (pending && take(lane))
+		if (!pending)
+			continue;
+		err = take(lane);
+		waits = err == VQL_LANE_WAIT;
+		if (err)
 			break;
 	}
+	/* A driver may have taken back what it waited for: nobody else is to wait for that. */
+	if (!waits)
+		vql_kq_leave_line(lane);
 	vql_lane_ring_doorbells(lane);
 	return more;
 }

@@ -2,7 +2,7 @@
 /*
  * The kernel lane: queues that the module serves itself, in the vCPU's exit and in the drive's
  * interrupt. What lane.c (a queue that runs), lane_life.c (how it begins and ends), lane_io.c (its requests), lane_mem.c (the guest's memory)
- * and kq.c (the module's own queue pairs) share.
+ * kq.c (the module's own queue pairs) and kq_tags.c (who gets their commands) share.
  *
  * A queue is the daemon's or, while it is lent, the lane's. A lane that is lent runs whenever the disk
  * is not frozen and has what it takes; it needs neither a claim nor a lease.
@@ -38,6 +38,8 @@ struct vql_lane;
 enum {
 	VQL_LANE_PARTS =
 		32, /* commands that one request may become; more are the daemon's to make */
+	/* Of a discard, what is one command: none is to take a drive as long as 2 GiB may. */
+	VQL_LANE_DISCARD_BYTES = 128 << 20,
 	VQL_LANE_NOBODY = 1 << 16, /* no head */
 	VQL_LANE_INLINE = 8,       /* requests of one kick, with interrupts off */
 };
@@ -49,7 +51,7 @@ enum {
 struct vql_lane_target {
 	u32 target;
 	u32 nsid;
-	u32 view; /* index of its controller in kqs, and in each lane's views; or VQL_LANE_DAEMON */
+	u32 view; /* index of its controller's first queue pair in kqs; or VQL_LANE_DAEMON */
 	bool read_only;
 	u8 block_shift;
 	u64 sector;
@@ -62,8 +64,10 @@ struct vql_lane_config {
 	u32 slot;
 	u32 busy_iops;
 	u8 id[VQL_ID_BYTES];
+	/* By controller VQL_KQ_KINDS of them, by kind: so that of @view, of a kind, is kqs[view + kind]. */
 	u32 nkqs;
 	struct vql_kq **kqs; /* references */
+	u32 *held;           /* tags of each that the disk has; under its kq->lock */
 	u32 ntargets;
 	struct vql_lane_target targets[]; /* by target, sector */
 };
@@ -112,7 +116,7 @@ struct vql_lane_io {
 /* A command that is made but not yet given to the controller. */
 struct vql_lane_part {
 	struct vql_kq *kq;
-	u32 view;
+	u32 at; /* kq's place in kqs */
 	u16 tag;
 	struct vql_nvme_sqe sqe;
 };
@@ -124,11 +128,11 @@ struct vql_lane_scratch {
 	u32 nparts;
 };
 
-/* Two for each controller: as vql_lane_view has them. With hints of the lane's own. */
+/* For each of config->kqs. */
 struct vql_lane_dma {
-	struct vql_mem mem[2];
-	u32 qpair; /* for which the addresses hold */
-	bool ring; /* commands were pushed, and the doorbell is yet to be rung */
+	struct vql_mem mem[2]; /* as vql_lane_view has them, with hints of the lane's own */
+	u32 qpair;             /* for which the addresses hold */
+	bool ring;             /* commands were pushed, and the doorbell is yet to be rung */
 };
 
 enum vql_lane_state {
@@ -172,8 +176,9 @@ struct vql_lane {
 	bool busy;
 	u32 recent;               /* requests in this window */
 	unsigned long window_end; /* jiffies */
-	/* For free commands of one controller, so many; under kq.c's line_lock. */
+	/* In line for so many commands of config->kqs[line_at]; also under that kq->lock. */
 	struct list_head waiting;
+	u32 line_at;
 	u32 needs;
 
 	/* What workers have used, since when (jiffies); read also without the lock. */
@@ -256,17 +261,21 @@ void vql_lanes_reset(struct vql_disk *disk);
 
 /* ---- kq.c: a controller's queue pair for all lanes ---- */
 
-/* Process context. The same for all of one controller; ERR_PTR when it cannot have one. */
-struct vql_kq *vql_kq_get(struct vql_ctrl *ctrl);
+/* Process context. The same for all of one controller and kind; ERR_PTR when it cannot have one. */
+struct vql_kq *vql_kq_get(struct vql_ctrl *ctrl, enum vql_kq_kind kind);
 void vql_kq_put(struct vql_kq *kq);
 /* Make a new queue pair if the last was lost. */
 int vql_kq_revive(struct vql_kq *kq);
-/* Sets @dma, of each chunk, and @qpair, the number of the queue pair for which they hold. */
+/*
+ * Sets @dma, of each chunk (none for one whose commands have no data: false), and @qpair, the number of the queue pair
+ * for which they hold.
+ */
 int vql_kq_attach(struct vql_kq *kq, struct vql_mspace *ms, u64 *dma, u32 *qpair);
+bool vql_kq_has_data(const struct vql_kq *kq);
 /* Does it still have that queue pair? */
 bool vql_kq_has(struct vql_kq *kq, u32 qpair);
-/* Delete its queue pair: what is under way ends as lost, before this returns. */
-void vql_kq_abandon(struct vql_kq *kq);
+/* Delete its queue pair, if @lane has commands there: what is under way ends as lost, before this returns. */
+void vql_kq_abandon(struct vql_kq *kq, const struct vql_lane *lane);
 /* What the interrupt handler still does for any lane is over when this returns. */
 void vql_kq_synchronize(struct vql_kq *kq);
 
@@ -281,10 +290,11 @@ const struct vql_kq_limits *vql_kq_limits(const struct vql_kq *kq);
 struct vql_ctrl *vql_kq_ctrl(struct vql_kq *kq);
 
 /*
- * Under a lane's lock, with interrupts off throughout: a command for the queue pair @qpair. A tag, or -EAGAIN: then the
- * lane waits; or -ENODEV: that queue pair was lost, and what is known of addresses with it.
+ * Under a lane's lock, with interrupts off throughout: a command for the queue pair that the lane knows as
+ * config->kqs[at]. A tag, or -EAGAIN: then the lane is in line; or -ENODEV: that queue pair was lost, and what is known
+ * of addresses with it.
  */
-int vql_kq_reserve(struct vql_kq *kq, struct vql_lane *lane, u16 head, u32 qpair);
+int vql_kq_reserve(struct vql_lane *lane, u32 at, u16 head);
 void vql_kq_cancel(struct vql_kq *kq, u16 tag);
 /* The page for the tag's list. */
 void *vql_kq_page(struct vql_kq *kq, u16 tag);
@@ -294,7 +304,7 @@ bool vql_kq_push(struct vql_kq *kq, u16 tag, const struct vql_nvme_sqe *sqe);
 void vql_kq_ring(struct vql_kq *kq);
 /* Its identifier on the controller, for traces. */
 u16 vql_kq_qid(const struct vql_kq *kq);
-/* No longer in line for a free command. */
+/* No longer in line for a free command: who keeps a place must come and try. Under lane->lock. */
 void vql_kq_leave_line(struct vql_lane *lane);
 
 #endif

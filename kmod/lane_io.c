@@ -15,21 +15,26 @@
 
 /* ---- what a disk may reach ---- */
 
-static int config_kq(struct vql_lane_config *config, struct vql_ctrl *ctrl)
+static int config_kqs(struct vql_lane_config *config, struct vql_ctrl *ctrl)
 {
 	struct vql_kq *kq;
-	u32 i;
+	u32 i, kind;
 
-	for (i = 0; i < config->nkqs; i++)
+	for (i = 0; i < config->nkqs; i += VQL_KQ_KINDS)
 		if (vql_kq_ctrl(config->kqs[i]) == ctrl)
 			return i;
-	if (config->nkqs == VQL_MAX_CONTROLLERS)
+	if (i == VQL_MAX_CONTROLLERS * VQL_KQ_KINDS)
 		return -E2BIG;
-	kq = vql_kq_get(ctrl);
-	if (IS_ERR(kq))
-		return PTR_ERR(kq);
-	config->kqs[config->nkqs] = kq;
-	return config->nkqs++;
+	for (kind = 0; kind < VQL_KQ_KINDS; kind++) {
+		kq = vql_kq_get(ctrl, kind);
+		/* A controller with few queue pairs has one for both. */
+		if (IS_ERR(kq) && kind == VQL_KQ_SLOW)
+			kq = vql_kq_get(ctrl, VQL_KQ_FAST);
+		if (IS_ERR(kq))
+			return PTR_ERR(kq); /* and the configuration is given up */
+		config->kqs[config->nkqs++] = kq;
+	}
+	return i;
 }
 
 static bool range_is_valid(const struct vql_lane_range *range, const struct vql_ns_info *ns)
@@ -86,7 +91,7 @@ static int config_add(struct vql_lane_config *config, const struct vql_lane_rang
 	if (!err && !range_is_valid(range, &ns))
 		err = -EINVAL;
 	if (!err)
-		err = config_kq(config, ctrl);
+		err = config_kqs(config, ctrl);
 	vql_ctrl_put(ctrl);
 	if (err < 0)
 		return err;
@@ -117,8 +122,10 @@ struct vql_lane_config *vql_lane_config_create(const struct vql_disk_lane *lane)
 	config = kvzalloc(struct_size(config, targets, lane->nranges), GFP_KERNEL);
 	if (!config)
 		goto out;
-	config->kqs = kcalloc(VQL_MAX_CONTROLLERS, sizeof(*config->kqs), GFP_KERNEL);
-	if (!config->kqs)
+	config->kqs = kcalloc(VQL_MAX_CONTROLLERS * VQL_KQ_KINDS, sizeof(*config->kqs), GFP_KERNEL);
+	config->held =
+		kcalloc(VQL_MAX_CONTROLLERS * VQL_KQ_KINDS, sizeof(*config->held), GFP_KERNEL);
+	if (!config->kqs || !config->held)
 		goto out;
 	config->slot = lane->slot;
 	config->busy_iops = lane->busy_iops;
@@ -144,6 +151,7 @@ void vql_lane_config_free(struct vql_lane_config *config)
 	for (i = 0; i < config->nkqs; i++)
 		vql_kq_put(config->kqs[i]);
 	kfree(config->kqs);
+	kfree(config->held);
 	kvfree(config);
 }
 
@@ -272,20 +280,21 @@ static struct vql_lane_part *new_part(struct vql_lane *lane, u16 head,
 {
 	struct vql_lane_scratch *s = lane->scratch;
 	struct vql_lane_part *part = &s->parts[s->nparts];
-	struct vql_kq *kq = lane->config->kqs[t->view];
+	const bool slow = opcode == VQL_NVME_DSM || opcode == VQL_NVME_WRITE_ZEROES;
+	const u32 at = t->view + (slow ? VQL_KQ_SLOW : VQL_KQ_FAST);
 	int tag;
 
 	if (s->nparts == VQL_LANE_PARTS) {
 		*err = VQL_LANE_SHAPE;
 		return NULL;
 	}
-	tag = vql_kq_reserve(kq, lane, head, lane->dma[t->view].qpair);
+	tag = vql_kq_reserve(lane, at, head);
 	if (tag < 0) {
 		*err = tag; /* VQL_LANE_WAIT or VQL_LANE_GONE */
 		return NULL;
 	}
-	part->kq = kq;
-	part->view = t->view;
+	part->kq = lane->config->kqs[at];
+	part->at = at;
 	part->tag = (u16)tag;
 	vql_nvme_command(&part->sqe, opcode, 0, t->nsid);
 	s->nparts++;
@@ -370,22 +379,26 @@ static int plan_zeroes(struct vql_lane *lane, u16 head, struct vql_lane_io *io,
 static int plan_discard(struct vql_lane *lane, u16 head, struct vql_lane_io *io,
 			const struct vql_lane_target *t, u64 offset, u64 bytes)
 {
-	struct vql_lane_part *part;
 	int err = 0;
 
 	if (!vql_kq_limits(lane->config->kqs[t->view])->discard) {
 		io->io.status = VQL_STATUS_UNSUPP;
 		return 1;
 	}
-	part = new_part(lane, head, t, VQL_NVME_DSM, &err);
-	if (!part)
-		return err;
-	if (fua(lane, part))
-		return VQL_LANE_SHAPE; /* a flush would have to follow */
-	/* One request is 2 GiB at most, so its blocks are a 32-bit number. */
-	vql_nvme_deallocate(&part->sqe, vql_kq_page(part->kq, part->tag),
-			    vql_kq_page_dma(part->kq, part->tag), offset >> t->block_shift,
-			    (u32)(bytes >> t->block_shift));
+	while (bytes) {
+		struct vql_lane_part *part = new_part(lane, head, t, VQL_NVME_DSM, &err);
+		u64 done = min_t(u64, bytes, VQL_LANE_DISCARD_BYTES);
+
+		if (!part)
+			return err;
+		if (fua(lane, part))
+			return VQL_LANE_SHAPE; /* a flush would have to follow */
+		vql_nvme_deallocate(&part->sqe, vql_kq_page(part->kq, part->tag),
+				    vql_kq_page_dma(part->kq, part->tag), offset >> t->block_shift,
+				    (u32)(done >> t->block_shift));
+		offset += done;
+		bytes -= done;
+	}
 	return 0;
 }
 
@@ -552,12 +565,13 @@ int vql_lane_submit(struct vql_lane *lane, u16 head, struct vql_lane_io *io)
 		cancel_parts(s);
 		return err;
 	}
+	vql_kq_leave_line(lane); /* its place was for this request */
 	io->parts = (u16)s->nparts;
 	io->lost = false;
 	io->trace.submitted = s->nparts ? ktime_get_ns() : 0;
 	for (i = 0; i < s->nparts; i++) {
 		if (vql_kq_push(s->parts[i].kq, s->parts[i].tag, &s->parts[i].sqe)) {
-			lane->dma[s->parts[i].view].ring = true;
+			lane->dma[s->parts[i].at].ring = true;
 			trace_vqlane_submit(&io->trace, vql_kq_qid(s->parts[i].kq),
 					    s->parts[i].tag);
 		} else {

@@ -270,11 +270,8 @@ static void wait_for_contexts(struct vql_lane *lane)
 	u32 i;
 
 	vql_lane_cancel_works(lane);
-	vql_kq_leave_line(lane);
 	for (i = 0; i < lane->config->nkqs; i++)
 		vql_kq_synchronize(lane->config->kqs[i]);
-	/* It was in line until now, perhaps, and woken. */
-	vql_lane_cancel_works(lane);
 	irq_work_sync(&lane->signal);
 }
 
@@ -336,11 +333,16 @@ static void ask_stop(struct vql_lane *lane, enum vql_queue_returned why)
 	if (lane->state == VQL_LANE_RUNS) {
 		WRITE_ONCE(lane->state, VQL_LANE_STOPS);
 		lane->why = why;
+		vql_kq_leave_line(lane);
 	}
 	spin_unlock_irq(&lane->lock);
 }
 
-/* A controller does not answer in time: it loses its queue pair, and all lanes what they have there. */
+/*
+ * A controller does not answer in time: it loses the queue pair where the lane waits for it, and all lanes what they
+ * have there. That of discards is not that of data, so that a guest that ends while its discards are slow costs others
+ * no more than theirs.
+ */
 static void abandon(struct vql_lane *lane)
 {
 	u32 i;
@@ -349,7 +351,10 @@ static void abandon(struct vql_lane *lane)
 		 "queue %u: requests not answered in %u ms: given up in the kernel\n", lane->index,
 		 vql_disk_drain_ms());
 	for (i = 0; i < lane->config->nkqs; i++)
-		vql_kq_abandon(lane->config->kqs[i]);
+		vql_kq_abandon(lane->config->kqs[i], lane);
+	/* What of others had just ended was no command any more, and is yet to be told. */
+	for (i = 0; i < lane->config->nkqs; i++)
+		vql_kq_synchronize(lane->config->kqs[i]);
 	WARN_ON(!lane_is_done(lane));
 }
 

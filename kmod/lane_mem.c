@@ -91,7 +91,7 @@ static int fill_views(struct vql_lane_mem *mem, struct vql_mspace *ms,
 		err = vql_kq_revive(config->kqs[i]);
 		if (!err)
 			err = vql_kq_attach(config->kqs[i], ms, dma, &mem->views[i].qpair);
-		if (!err)
+		if (!err && vql_kq_has_data(config->kqs[i]))
 			err = fill_view(&mem->views[i], ms, dma);
 	}
 	kvfree(dma);

@@ -34,6 +34,13 @@
 #include <vqlane/limits.h>
 #include <vqlane/policy.h>
 
+/* The queue pairs that the kernel lane has on a controller. */
+enum vql_kq_kind {
+	VQL_KQ_FAST, /* reads, writes, flushes */
+	VQL_KQ_SLOW, /* discards and write zeroes, which may take a drive as long as it likes */
+	VQL_KQ_KINDS,
+};
+
 struct vql_ctrl;
 struct vql_disk;
 struct vql_qpair;
