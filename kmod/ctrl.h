@@ -75,6 +75,7 @@ struct vql_ctrl {
 	char node_name[32];
 	struct pci_dev *pdev;   /* not to be used once DEAD */
 	struct device *dma_dev; /* under vql_attach_lock; NULL once unbound */
+	u32 mappers; /* under vql_attach_lock; views that are being made or unmapped without it */
 	void __iomem *bar;
 	/*
 	 * The hardware is not to be waited for. Set without ctrl->lock, so that who waits under it

@@ -92,6 +92,7 @@ static struct vql_mspace *mspace_create(void)
 	if (!ms)
 		return NULL;
 	refcount_set(&ms->refs, 1);
+	refcount_set(&ms->page_users, 1);
 	INIT_LIST_HEAD(&ms->files);
 	INIT_LIST_HEAD(&ms->views);
 	return ms;
@@ -108,6 +109,14 @@ static void put_chunks(struct vql_placed_chunk *chunks, u32 nchunks)
 	kvfree(chunks);
 }
 
+void vql_mspace_get_pages(struct vql_mspace *ms) { refcount_inc(&ms->page_users); }
+
+void vql_mspace_put_pages(struct vql_mspace *ms)
+{
+	if (refcount_dec_and_test(&ms->page_users))
+		put_chunks(ms->chunks, ms->nchunks);
+}
+
 void vql_mspace_get(struct vql_mspace *ms) { refcount_inc(&ms->refs); }
 
 /* With the last reference there are neither files nor views, so nobody has its pages mapped. */
@@ -115,7 +124,8 @@ void vql_mspace_put(struct vql_mspace *ms)
 {
 	if (!ms || !refcount_dec_and_test(&ms->refs))
 		return;
-	put_chunks(ms->chunks, ms->nchunks);
+	if (!ms->revoked)
+		vql_mspace_put_pages(ms);
 	kvfree(ms->regions);
 	kfree(ms);
 }
@@ -209,9 +219,7 @@ void vql_mspace_fence(struct vql_mspace *ms)
 
 void vql_mspace_revoke(struct vql_mspace *ms)
 {
-	struct vql_placed_chunk *chunks;
 	LIST_HEAD(ended);
-	u32 nchunks;
 
 	if (!ms)
 		return;
@@ -219,13 +227,10 @@ void vql_mspace_revoke(struct vql_mspace *ms)
 	ms->revoked = true;
 	vql_mspace_close_files(ms);
 	vql_attach_end(ms, NULL, &ended);
-	chunks = ms->chunks;
-	nchunks = ms->nchunks;
-	ms->chunks = NULL;
-	ms->nchunks = 0;
 	mutex_unlock(&vql_attach_lock);
 	vql_attach_free_ended(&ended);
-	put_chunks(chunks, nchunks);
+	/* Views that others make or unmap at this moment keep the pages until they are done with it. */
+	vql_mspace_put_pages(ms);
 }
 
 /* ---- from vhost-vdpa ---- */
@@ -304,11 +309,8 @@ struct vql_mspace *vql_mspace_from_iotlb(struct vhost_iotlb *iotlb, struct vql_m
 		vql_mspace_put(ms);
 		return ERR_PTR(err);
 	}
-	if (old) {
-		mutex_lock(&vql_attach_lock);
+	if (old)
 		vql_attach_carry_over(old, ms);
-		mutex_unlock(&vql_attach_lock);
-	}
 	return ms;
 }
 

@@ -33,9 +33,10 @@ struct vql_placed_chunk {
 
 /* One guest memory. Immutable once made, but for its end. */
 struct vql_mspace {
-	refcount_t refs; /* files, the disk, views */
-	bool user;       /* made of its caller's mapping; not for mmap */
-	bool revoked;    /* under vql_attach_lock; no chunks any more */
+	refcount_t refs;       /* files, the disk, views */
+	refcount_t page_users; /* views, until they are unmapped; and itself until it is revoked */
+	bool user;             /* made of its caller's mapping; not for mmap */
+	bool revoked;          /* under vql_attach_lock; its chunks are views' alone to know */
 	u64 pages;
 	u32 nchunks;
 	u32 room; /* of @chunks, while it is being made */
@@ -52,14 +53,18 @@ struct vql_mspace {
  */
 struct vql_mspace *vql_mspace_of_file(const struct file *file);
 
-/* attach.c, all under vql_attach_lock: */
+/* A reference on its pages; with the last one they are let go. */
+void vql_mspace_get_pages(struct vql_mspace *ms);
+void vql_mspace_put_pages(struct vql_mspace *ms);
+
+/* attach.c, all under vql_attach_lock, but where they say without: */
 /* A queue pair that is attached to @ms and not the module's own, with a reference, or NULL. */
 struct vql_qpair *vql_attach_any_qpair(struct vql_mspace *ms);
 /* End @qp's attachment to @ms (@qp NULL: all of them). Puts what is to be freed on @ended. */
 void vql_attach_end(struct vql_mspace *ms, struct vql_qpair *qp, struct list_head *ended);
-/* Make all attachments of @old on @ms as well; one that fails is told in the log. */
+/* Without: make all attachments of @old on @ms as well; one that fails is told in the log. */
 void vql_attach_carry_over(struct vql_mspace *old, struct vql_mspace *ms);
-/* Without vql_attach_lock: free what vql_attach_end() left. */
+/* Without: unmap and free what vql_attach_end() left. */
 void vql_attach_free_ended(struct list_head *ended);
 
 #endif

@@ -305,6 +305,80 @@ static void user_dma(void) {
     end_lane(&lane);
 }
 
+// ---- Others, meanwhile ----
+
+// A memory of 16 GiB, or so it seems: the same 256 MiB 64 times.
+enum { REPEATED = 64, ATTACHES = 8 };
+#define REPEATED_BYTES (256 * MIB)
+
+static volatile bool attaches;
+static double attach_s; // the shortest
+static int large;
+
+static void* attach_again_and_again(void* arg) {
+    struct lane* lane = arg;
+    for (int round = 0; round < ATTACHES; round++) {
+        struct vql_qpair_attach a = {.size = sizeof(a), .mspace_fd = large};
+        double start = now_s();
+        EXPECT(ioctl(lane->fd, VQL_IOC_QPAIR_ATTACH, &a) == 0);
+        double took = now_s() - start;
+        attach_s = !round || took < attach_s ? took : attach_s;
+        EXPECT(detach(lane, a.slot) == 0);
+    }
+    attaches = false;
+    return NULL;
+}
+
+// While a large guest's memory is attached, others' page faults do not wait for it.
+static void stalls(void) {
+    struct scene s;
+    scene_open(&s);
+    struct lane lane = new_lane();
+    uint8_t* memory = map_memory(REPEATED_BYTES, false);
+    static struct vql_mregion r[REPEATED];
+    for (unsigned i = 0; i < REPEATED; i++)
+        r[i] = (struct vql_mregion){.guest = i * REPEATED_BYTES,
+                                    .bytes = REPEATED_BYTES,
+                                    .user = (uint64_t)(uintptr_t)memory};
+    struct vql_mspace_create c = {
+        .size = sizeof(c), .nregions = REPEATED, .regions = (uint64_t)(uintptr_t)r};
+    large = (int)MUST(ioctl(control, VQL_IOC_MSPACE_CREATE, &c));
+    pthread_t thread;
+    attaches = true;
+    pthread_create(&thread, NULL, attach_again_and_again, &lane);
+    // The longest ones, longest first: the machine may be busy a few times, but not at each attach.
+    double worst[ATTACHES / 2] = {0};
+    enum { LAST = ATTACHES / 2 - 1 };
+    unsigned faults = 0;
+    while (attaches) {
+        uint8_t* p = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, s.memory.fd, 0);
+        double start = now_s();
+        EXPECT(p != MAP_FAILED && is_there(p, false));
+        double took = now_s() - start;
+        for (unsigned i = 0; i <= LAST; i++) {
+            if (took <= worst[i])
+                continue;
+            double shorter = worst[i];
+            worst[i] = took;
+            took = shorter;
+        }
+        munmap(p, PAGE);
+        faults++;
+        usleep(500);
+    }
+    pthread_join(thread, NULL);
+    printf(
+        "an attach takes %.0f ms; of %u page faults the longest took %.1f ms, the %uth %.1f ms\n",
+        attach_s * 1e3, faults, worst[0] * 1e3, LAST + 1, worst[LAST] * 1e3);
+    if (worst[LAST] > attach_s / 3)
+        fail("%u page faults took %.1f ms and more while another guest was attached, %.0f ms each",
+             LAST + 1, worst[LAST] * 1e3, attach_s * 1e3);
+    close(large);
+    munmap(memory, REPEATED_BYTES);
+    end_lane(&lane);
+    scene_close(&s);
+}
+
 // ---- What is left behind ----
 
 static long meminfo(const char* key) {
@@ -390,6 +464,7 @@ static const struct part parts[] = {
     {"dma_of_new_maps", dma_of_new_maps},
     {"fences", fences},
     {"user_dma", user_dma},
+    {"stalls", stalls},
     {"no_leak", no_leak},
 };
 
