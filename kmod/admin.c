@@ -132,11 +132,25 @@ static bool admin_done(struct vql_ctrl *ctrl)
 	return READ_ONCE(ctrl->admin.done) || READ_ONCE(ctrl->offline);
 }
 
+/*
+ * A VMM waits for a queue to be deleted when it takes memory away, and with it all who want to see its memory map: so
+ * that has no more than a part of the two minutes after which the kernel calls them hung.
+ */
+#define DELETE_S 15u
+
+static unsigned int admin_seconds(u8 opcode)
+{
+	unsigned int seconds = clamp(READ_ONCE(admin_timeout_s), 1u, 3600u);
+
+	return opcode == nvme_admin_delete_sq || opcode == nvme_admin_delete_cq
+		       ? min(seconds, DELETE_S)
+		       : seconds;
+}
+
 /* Wait for the command under way, and look each second whether that still makes sense. */
-static int admin_wait(struct vql_ctrl *ctrl)
+static int admin_wait(struct vql_ctrl *ctrl, unsigned int seconds)
 {
 	struct vql_admin *admin = &ctrl->admin;
-	unsigned int seconds = clamp(READ_ONCE(admin_timeout_s), 1u, 3600u);
 	bool done = false;
 	int err = 0;
 	u32 csts;
@@ -182,7 +196,7 @@ int vql_admin_run(struct vql_ctrl *ctrl, struct nvme_command *cmd, u32 *result)
 	admin_submit(ctrl, cmd);
 	spin_unlock_irq(&admin->lock);
 
-	err = admin_wait(ctrl);
+	err = admin_wait(ctrl, admin_seconds(cmd->common.opcode));
 	if (!err) {
 		/* Entries are fetched in order, so no entry in the queue is still to be fetched. */
 		memset(admin->sq.cpu, 0, admin->sq.bytes);

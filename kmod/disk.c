@@ -21,7 +21,9 @@
 
 static unsigned int drain_ms = 10000;
 module_param(drain_ms, uint, 0644);
-MODULE_PARM_DESC(drain_ms, "time a daemon has to let go of a guest's memory, ms (default 10000)");
+MODULE_PARM_DESC(
+	drain_ms,
+	"time a daemon has to let go of a guest's memory, ms (default 10000, at most 30000)");
 
 /* All disks that are not gone, by name. Outermost: held while a device is registered. */
 static DEFINE_MUTEX(disks_lock);
@@ -83,7 +85,8 @@ bool vql_disk_is_dirty(const struct vql_disk *disk)
 	return disk->dirty;
 }
 
-unsigned int vql_disk_drain_ms(void) { return READ_ONCE(drain_ms); }
+/* Bounded, since a VMM waits for it under its mmap lock, and others for that (see also DELETE_S in admin.c). */
+unsigned int vql_disk_drain_ms(void) { return min(READ_ONCE(drain_ms), 30000u); }
 
 void vql_disk_changed(struct vql_disk *disk)
 {
@@ -158,7 +161,8 @@ void vql_disk_freeze(struct vql_disk *disk)
 	}
 	if (disk->leased)
 		revoke_lease(disk);
-	vql_lanes_wait_stopped(disk);
+	/* Lanes have had the same time. */
+	vql_lanes_wait_stopped(disk, left);
 	if (disk->unfenced)
 		vql_disk_fence(disk);
 }

@@ -249,9 +249,12 @@ void vql_lanes_renew(struct vql_disk *disk);
 int vql_lane_lend(struct vql_queue *q, u16 next_avail);
 /* The loan is to end. */
 void vql_lane_take(struct vql_queue *q);
-/* All lanes stop for now: @ask begins it, @wait (which lets go of the lock) ends it. */
+/*
+ * All lanes stop for now: @ask begins it, @wait (which lets go of the lock) ends it. What is under way has @left
+ * (jiffies) to end by itself.
+ */
 void vql_lanes_ask_stop(struct vql_disk *disk);
-void vql_lanes_wait_stopped(struct vql_disk *disk);
+void vql_lanes_wait_stopped(struct vql_disk *disk, long left);
 /* Those that are lent go on, if the disk can be served. */
 void vql_lanes_start(struct vql_disk *disk);
 /* The configuration space has changed. */

@@ -367,9 +367,8 @@ void vql_lanes_ask_stop(struct vql_disk *disk)
 }
 
 /* It lets go of disk->lock while it waits, so that others may have put lanes OFF when it returns. */
-void vql_lanes_wait_stopped(struct vql_disk *disk)
+void vql_lanes_wait_stopped(struct vql_disk *disk, long left)
 {
-	long left = msecs_to_jiffies(vql_disk_drain_ms());
 	u32 i;
 
 	while (!lanes_done(disk) && left) {
@@ -436,7 +435,7 @@ void vql_lanes_renew(struct vql_disk *disk)
 		return;
 	disk->frozen++;
 	vql_lanes_ask_stop(disk);
-	vql_lanes_wait_stopped(disk);
+	vql_lanes_wait_stopped(disk, msecs_to_jiffies(vql_disk_drain_ms()));
 	disk->frozen--;
 	vql_lanes_start(disk);
 }
@@ -470,7 +469,7 @@ int vql_lanes_config(struct vql_disk *disk, struct vql_lane_config **config)
 	/* While this waits no lane is to start; the lease is not concerned. */
 	disk->frozen++;
 	vql_lanes_ask_stop(disk);
-	vql_lanes_wait_stopped(disk);
+	vql_lanes_wait_stopped(disk, msecs_to_jiffies(vql_disk_drain_ms()));
 	if (!disk->gone) { /* it let go of the lock */
 		swap(disk->lane_config, *config);
 		err = 0;
