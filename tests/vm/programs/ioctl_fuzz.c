@@ -2,7 +2,8 @@
 // ioctl_fuzz BDF SECONDS [SEED]: processes that do anything, right or wrong, with every file of
 // vqlane.ko, on the daemon's side and the VMM's, share files, and are killed. What the kernel
 // thinks of it is in its log; here it is asked whether all is as before at the end, and whether
-// each command was reached well enough to have succeeded.
+// each command was reached well enough to have succeeded: for that it goes on beyond SECONDS, to
+// ten times as many (and VQL_SLOWER times that).
 //
 // Nothing is written that a drive would take for a command: what memory it then wrote to would be
 // the fuzzer's fault.
@@ -541,9 +542,16 @@ static void remove_disks(void) {
     }
 }
 
+static bool all_have_succeeded(void) {
+    for (unsigned n = 0; n < COMMANDS; n++)
+        if (!tally->done[n])
+            return false;
+    return true;
+}
+
 int main(int argc, char** argv) {
     uint64_t seed = argc > 3 ? strtoull(argv[3], NULL, 0) : 1;
-    double end = now_s() + (argc > 2 ? atof(argv[2]) : 10);
+    double seconds = argc > 2 ? atof(argv[2]) : 10, start = now_s();
     pid_t pids[WORKERS] = {0};
     unsigned killed = 0;
 
@@ -556,7 +564,9 @@ int main(int argc, char** argv) {
     printf("# seed %llu\n", (unsigned long long)seed);
     fflush(stdout);
     rng = seed * 2 + 1;
-    for (unsigned n = 0; now_s() < end; n = (n + 1) % WORKERS) {
+    for (unsigned n = 0; now_s() < start + seconds ||
+                         (!all_have_succeeded() && now_s() < start + seconds * 10 * patience());
+         n = (n + 1) % WORKERS) {
         if (pids[n]) {
             kill(pids[n], SIGKILL);
             waitpid(pids[n], NULL, 0);
