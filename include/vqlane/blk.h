@@ -159,14 +159,15 @@ VQL_INLINE int vql_blk_get_id(const struct vql_chain *c, const struct vql_blk_di
 }
 
 /*
- * Parse @c. The header is gathered across any split and read once; @c's segments are trimmed in
- * place to the data (header cut from the front, status byte from the end), and @io->seg points into
- * @c. Returns VQL_BLK_SUBMIT, VQL_BLK_ANSWERED, or -VQL_RING_NO_STATUS.
+ * Parse @c, whose segments are @seg. The header is gathered across any split and read once; the segments are
+ * trimmed in place to the data (header cut from the front, status byte from the end), and @io->seg points into
+ * them. Returns VQL_BLK_SUBMIT, VQL_BLK_ANSWERED, or -VQL_RING_NO_STATUS.
  */
-VQL_INLINE int vql_blk_parse(struct vql_chain *c, const struct vql_blk_disk *d, struct vql_io *io,
-			     struct vql_blk_answer *answer)
+VQL_INLINE int vql_blk_parse_segs(const struct vql_chain *c, struct vql_seg *seg,
+				  const struct vql_blk_disk *d, struct vql_io *io,
+				  struct vql_blk_answer *answer)
 {
-	struct vql_seg *out = c->seg, *in = c->seg + c->nout;
+	struct vql_seg *out = seg, *in = seg + c->nout;
 	__u32 nout = c->nout, nin = c->nin;
 	struct vql_blk_hdr hdr;
 
@@ -219,6 +220,13 @@ VQL_INLINE int vql_blk_parse(struct vql_chain *c, const struct vql_blk_disk *d, 
 		return vql_blk_get_id(c, d, io, in, nin, answer->data_bytes);
 	default: return vql_blk_answered(io, VQL_STATUS_UNSUPP);
 	}
+}
+
+/* … whose segments are @c->seg. */
+VQL_INLINE int vql_blk_parse(struct vql_chain *c, const struct vql_blk_disk *d, struct vql_io *io,
+			     struct vql_blk_answer *answer)
+{
+	return vql_blk_parse_segs(c, c->seg, d, io, answer);
 }
 
 /*

@@ -24,6 +24,11 @@ enum {
 	 * and each may straddle two memory regions.
 	 */
 	VQL_MAX_SEGS = 2 * (VQL_SEG_MAX + 2),
+	/*
+	 * … and where a driver takes no notice of seg_max (Windows' sends up to 515 segments): as much as a ring or
+	 * an indirect table holds.
+	 */
+	VQL_MOST_SEGS = 2 * VQL_MAX_CHAIN,
 
 	/* Payload of one request; more is answered with VIRTIO_BLK_S_IOERR. */
 	VQL_MAX_IO_BYTES = 16 << 20,

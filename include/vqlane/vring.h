@@ -127,7 +127,7 @@ struct vql_chain {
 	__u8 *last_in;   /* last writable byte, also when segments were left out; NULL: none */
 	__u32 nout;      /* readable segments in seg[] */
 	__u32 nin;       /* writable segments behind them */
-	bool truncated;  /* the chain has more segments than seg[] holds */
+	bool truncated;  /* the chain has more segments than there was room for */
 	struct vql_seg seg[VQL_MAX_SEGS];
 };
 
@@ -228,16 +228,15 @@ VQL_COLD int vql_desc_read_split(struct vql_mem *m, __u64 table, __u32 at, struc
 }
 
 /*
- * Add @d's memory, which is not all in the region of @m's hint, or has no room, as segments behind
- * the first @n of @c. @last becomes its last byte. Returns the number of segments added, or
+ * Add @d's memory, which is not all in the region of @m's hint, or has no room, as segments at @seg, where there
+ * is room for @room of @c's. @last becomes its last byte. Returns the number of segments added, or
  * -enum vql_ring_error.
  */
 VQL_COLD int vql_chain_add_split(struct vql_chain *c, struct vql_mem *m, const struct vql_desc *d,
-				 __u32 n, __u8 **last)
+				 struct vql_seg *seg, __u32 room, __u8 **last)
 {
 	const bool in = d->flags & VQL_DESC_F_WRITE;
-	struct vql_seg *seg = &c->seg[n];
-	int added = vql_mem_map(m, d->addr, d->len, in, seg, c->truncated ? 0 : VQL_MAX_SEGS - n);
+	int added = vql_mem_map(m, d->addr, d->len, in, seg, c->truncated ? 0 : room);
 
 	if (added > 0) {
 		*last = (__u8 *)seg[added - 1].base + seg[added - 1].bytes - 1;
@@ -251,8 +250,8 @@ VQL_COLD int vql_chain_add_split(struct vql_chain *c, struct vql_mem *m, const s
 }
 
 /*
- * Walk the chain that starts at @head and translate it into @c (all fields are written but the
- * unused tail of seg[]). Bounded: at most num descriptors in the ring's table, VQL_MAX_CHAIN in an
+ * Walk the chain that starts at @head and translate it into @c and @seg, which has room for @room segments and
+ * counts in place of @c->seg (all fields are written but seg[]). Bounded: at most num descriptors in the ring's table, VQL_MAX_CHAIN in an
  * indirect one. Returns 0 or -enum vql_ring_error; after an error nothing in @c is to be used.
  * A hostile driver can make a head available again while it is in flight: who keeps state per head
  * checks for that.
@@ -260,8 +259,8 @@ VQL_COLD int vql_chain_add_split(struct vql_chain *c, struct vql_mem *m, const s
  * The path of a request that is like most keeps all it knows in registers: descriptors in one
  * table, each one's memory in the region that the last request's was in.
  */
-VQL_INLINE int vql_chain_walk(const struct vql_ring *r, struct vql_mem *m, __u16 head,
-			      struct vql_chain *c)
+VQL_INLINE int vql_chain_walk_into(const struct vql_ring *r, struct vql_mem *m, __u16 head,
+				   struct vql_chain *c, struct vql_seg *seg, __u32 room)
 {
 	const __u8 *table = (const __u8 *)r->desc; /* an indirect one may lie at any address */
 	__u32 entries = r->num, seen = 0, at = head, n = 0, nout = 0;
@@ -318,14 +317,13 @@ VQL_INLINE int vql_chain_walk(const struct vql_ring *r, struct vql_mem *m, __u16
 				return -VQL_RING_BAD_LENGTH;
 			offset = d.addr - near->guest;
 			if (VQL_LIKELY(d.len <= near->bytes && offset <= near->bytes - d.len &&
-				       n < VQL_MAX_SEGS && !c->truncated &&
-				       vql_mem_allows(near, in))) {
-				c->seg[n].base = near->host + offset;
-				c->seg[n].bytes = d.len;
+				       n < room && !c->truncated && vql_mem_allows(near, in))) {
+				seg[n].base = near->host + offset;
+				seg[n].bytes = d.len;
 				last = near->host + offset + (d.len - 1);
 				n++;
 			} else {
-				int added = vql_chain_add_split(c, m, &d, n, &last);
+				int added = vql_chain_add_split(c, m, &d, seg + n, room - n, &last);
 
 				if (VQL_UNLIKELY(added < 0))
 					return added;
@@ -352,6 +350,13 @@ VQL_INLINE int vql_chain_walk(const struct vql_ring *r, struct vql_mem *m, __u16
 	c->nout = nout;
 	c->nin = n - nout;
 	return 0;
+}
+
+/* … into @c->seg. */
+VQL_INLINE int vql_chain_walk(const struct vql_ring *r, struct vql_mem *m, __u16 head,
+			      struct vql_chain *c)
+{
+	return vql_chain_walk_into(r, m, head, c, c->seg, VQL_MAX_SEGS);
 }
 
 /* Write one used entry; the driver sees it at the next vql_ring_publish(). At most num between two.

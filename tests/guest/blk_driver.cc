@@ -43,7 +43,7 @@ blk_driver::blk_driver(guest_memory& memory, transport& device, const blk_option
         virtqueue_options ring;
         ring.size = options.queue_size;
         ring.event_idx = options.event_idx;
-        ring.max_indirect = options.indirect ? max_segments : 0;
+        ring.max_indirect = options.indirect ? options.max_indirect : uint16_t{0};
         ring.first_index = options.first_index;
         queues_.push_back(std::make_unique<virtqueue_driver>(memory, ring));
         uint64_t gpa = memory.allocate(request_bytes * depth, request_bytes);

@@ -11,7 +11,8 @@
 
 namespace vql::guest {
 
-constexpr size_t max_segments = 320;
+constexpr size_t max_segments = 1024; // of one request
+constexpr uint16_t usual_segments = 320;
 
 // One request, owned by its driver: its descriptor chain, and then its result.
 struct blk_request {
@@ -55,6 +56,7 @@ struct blk_options {
     uint16_t queue_size = 128;
     unsigned depth = 0; // requests per queue; 0: as many as the queue has descriptors
     bool indirect = true;
+    uint16_t max_indirect = usual_segments; // the longest table, up to max_segments
     bool event_idx = true;
     bool interrupts = false;          // wait on the call eventfd instead of polling the used ring
     uint16_t first_index = 0;         // of the rings

@@ -375,7 +375,7 @@ TEST_CASE("legal oddities are served: direct descriptors before a table, a table
     REQUIRE(answered(used++));
     CHECK(*guest.memory->at(breaker.status) == std::byte{blk_ok});
 
-    // More segments than seg_max allows: an error, but an answer.
+    // More segments than seg_max allows: it does not have to be served, yet it is.
     auto* table = breaker.table();
     table[0] = {breaker.header, 16, desc_next, 1};
     for (unsigned i = 1; i <= 1000; i++) {
@@ -386,7 +386,7 @@ TEST_CASE("legal oddities are served: direct descriptors before a table, a table
     breaker.set(0, breaker.queue().indirect_table(0), 16 * 1002, desc_indirect);
     breaker.go(0);
     REQUIRE(answered(used++));
-    CHECK(*guest.memory->at(breaker.status) == std::byte{blk_ioerr});
+    CHECK(*guest.memory->at(breaker.status) == std::byte{blk_ok});
     CHECK(guest.driver.flush(1).status == blk_ok);
 }
 

@@ -310,7 +310,7 @@ TEST_CASE("a policy holds for every request, whoever serves it", "[.lane]") {
         layout_options layout;
         layout.max_pieces = random.chance(50) ? 1 : 100;
         layout.misaligned = random.chance(50);
-        layout.max_descriptors = r.indirect ? max_segments : driver.options().queue_size;
+        layout.max_descriptors = r.indirect ? usual_segments : driver.options().queue_size;
         shape_randomly(random, driver.memory(), place, layout, r, out,
                        op == blk_op::read ? static_cast<uint32_t>(count * sector_bytes) : 0);
         const bool may = op == blk_op::read || first >= is_protected;

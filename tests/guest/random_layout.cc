@@ -58,6 +58,9 @@ void cut_data(random_source& random, uint64_t bytes, uint64_t grain, unsigned ma
               cuts& out) {
     static constexpr unsigned usual[] = {1, 1, 2, 3, 8, 32, 128};
     uint64_t pieces = std::min<uint64_t>(usual[random.below(std::size(usual))], max_pieces);
+    if (max_pieces > 128 && random.chance(40)) {
+        pieces = random.between(128, max_pieces);
+    }
     while (bytes != 0) {
         uint64_t piece = bytes;
         uint64_t grains = bytes / grain;

@@ -11,8 +11,8 @@ namespace vql::guest {
 struct layout_options {
     bool misaligned = true;    // pieces of any length at any address
     bool zero_length = true;   // empty descriptors among the others
-    unsigned max_pieces = 100; // of the data
-    unsigned max_descriptors = max_segments;
+    unsigned max_pieces = 100; // of the data; more than 128: often so many
+    unsigned max_descriptors = usual_segments;
 };
 
 struct arena {

@@ -472,6 +472,39 @@ TEST_CASE("blk: a chain with too many segments is answered, not served", "[blk]"
     CHECK(*ram().at(high) == VQL_STATUS_IOERR);
 }
 
+TEST_CASE("blk: a chain with too many segments for its own array is served from a larger one",
+          "[blk]") {
+    const bool read = GENERATE(true, false);
+    constexpr uint16_t descriptors = 1022;
+    test_ring t(1024);
+    const vql_blk_hdr h = {read ? VQL_BLK_T_IN : VQL_BLK_T_OUT, 0, 0};
+    ram().write(high - 8, &h, 16); // straddling, as all of the data
+    t.set_desc(0, high - 8, 16, VQL_DESC_F_NEXT, 1);
+    const auto flags = static_cast<uint16_t>((read ? VQL_DESC_F_WRITE : 0) | VQL_DESC_F_NEXT);
+    for (uint16_t i = 1; i <= descriptors; i++)
+        t.set_desc(i, high - 256, 512, flags, static_cast<uint16_t>(i + 1));
+    t.set_desc(descriptors + 1, low, 1, VQL_DESC_F_WRITE);
+    auto chain = std::make_unique<vql_chain>();
+    std::vector<vql_seg> segs(VQL_MOST_SEGS);
+    vql_mem m = ram().mem();
+    REQUIRE(vql_chain_walk(&t.ring, &m, 0, chain.get()) == VQL_RING_OK);
+    REQUIRE(chain->truncated);
+    REQUIRE(vql_chain_walk_into(&t.ring, &m, 0, chain.get(), segs.data(), VQL_MOST_SEGS) ==
+            VQL_RING_OK);
+    REQUIRE_FALSE(chain->truncated);
+    vql_io io{};
+    vql_blk_answer answer{};
+    vql_blk_disk d = small_disk();
+    d.sectors = 1 << 20;
+    REQUIRE(vql_blk_parse_segs(chain.get(), segs.data(), &d, &io, &answer) == VQL_BLK_SUBMIT);
+    CHECK(io.nsegs == 2u * descriptors);
+    CHECK(io.bytes == 512u * descriptors);
+    CHECK(io.seg == segs.data() + 2);
+    for (uint32_t i = 0; i < io.nsegs; i++)
+        REQUIRE(io.seg[i].base == ram().at(i % 2 ? high : high - 256));
+    CHECK(answer.status == ram().at(low));
+}
+
 TEST_CASE("blk: seg_max data segments fit, each straddling two regions", "[blk]") {
     test_ring t(256);
     const vql_blk_hdr h = {VQL_BLK_T_IN, 0, 0};

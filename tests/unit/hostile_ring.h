@@ -6,6 +6,7 @@
 #include "ring_memory.h"
 
 #include <algorithm>
+#include <array>
 #include <memory>
 
 namespace vql::test {
@@ -14,6 +15,7 @@ struct served {
     unsigned submitted = 0;
     unsigned answered = 0;
     unsigned plain = 0;           // of those submitted, such that the short way takes
+    unsigned large = 0;           // chains with more segments than most
     int stopped = VQL_RING_OK;    // enum vql_ring_error: why the ring was stopped
     const char* broken = nullptr; // an invariant that does not hold: a bug
 };
@@ -66,11 +68,31 @@ class plain_take {
     const bool taken_;
 };
 
+// The same chain walked with more room: it begins with what the walk @c found. Returns what does
+// not hold, or nullptr.
+inline const char* walk_again(const guest_ram& ram, const vql_ring& r, vql_mem m, uint16_t head,
+                              const vql_chain& c, vql_chain& again, vql_seg* seg) {
+    if (vql_chain_walk_into(&r, &m, head, &again, seg, VQL_MOST_SEGS))
+        return "a chain that was walked could not be walked again";
+    if (const char* broken = broken_invariant(ram, again, seg, VQL_MOST_SEGS))
+        return broken;
+    if (again.out_bytes != c.out_bytes || again.in_bytes != c.in_bytes ||
+        again.last_in != c.last_in || again.nout < c.nout || (again.truncated && !c.truncated))
+        return "with more room it is another chain";
+    if (!c.truncated && (again.nout != c.nout || again.nin != c.nin))
+        return "with more room it has more segments";
+    for (uint32_t i = 0; i < c.nout + c.nin; i++)
+        if (seg[i].base != c.seg[i].base || seg[i].bytes != c.seg[i].bytes)
+            return "with more room it has other segments";
+    return nullptr;
+}
+
 // Takes every available entry once and answers it, in batches of @batch, until the ring is empty
 // or broken.
 inline served serve_all(const guest_ram& ram, test_ring& t, const vql_blk_disk& disk,
                         unsigned batch) {
-    static vql_chain chain; // 4 KiB; one thread
+    static vql_chain chain, again; // 4 KiB each; one thread
+    static std::array<vql_seg, VQL_MOST_SEGS> segs;
     served s;
     vql_mem m = ram.mem();
     // What the device writes may make entries available again; so much is enough.
@@ -97,8 +119,14 @@ inline served serve_all(const guest_ram& ram, test_ring& t, const vql_blk_disk& 
         }
         if ((s.broken = broken_invariant(ram, chain)))
             break;
+        if ((s.broken = walk_again(ram, t.ring, m, head, chain, again, segs.data())))
+            break;
         const uint64_t in_bytes = chain.in_bytes;
-        const int verdict = vql_blk_parse(&chain, &disk, &io, &answer);
+        s.large += chain.truncated;
+        // As a poller does it.
+        const int verdict = chain.truncated
+                                ? vql_blk_parse_segs(&again, segs.data(), &disk, &io, &answer)
+                                : vql_blk_parse(&chain, &disk, &io, &answer);
         if (verdict == -VQL_RING_NO_STATUS) {
             s.stopped = VQL_RING_NO_STATUS;
             if (in_bytes)

@@ -171,19 +171,20 @@ class test_ring {
 
 // What must hold of any chain that was walked without an error, whatever the driver wrote.
 // Returns what does not, or nullptr.
-inline const char* broken_invariant(const guest_ram& ram, const vql_chain& c) {
+inline const char* broken_invariant(const guest_ram& ram, const vql_chain& c, const vql_seg* seg,
+                                    uint32_t room) {
     uint64_t out = 0, in = 0;
 
-    if (c.nout > VQL_MAX_SEGS || c.nin > VQL_MAX_SEGS - c.nout)
+    if (c.nout > room || c.nin > room - c.nout)
         return "more segments than the array has";
     for (uint32_t i = 0; i < c.nout + c.nin; i++) {
-        if (!c.seg[i].bytes)
+        if (!seg[i].bytes)
             return "an empty segment";
-        if (!ram.contains(c.seg[i].base, c.seg[i].bytes))
+        if (!ram.contains(seg[i].base, seg[i].bytes))
             return "a segment outside guest memory";
-        if (i >= c.nout && !ram.may_write(c.seg[i].base, c.seg[i].bytes))
+        if (i >= c.nout && !ram.may_write(seg[i].base, seg[i].bytes))
             return "a writable segment in read-only memory";
-        (i < c.nout ? out : in) += c.seg[i].bytes;
+        (i < c.nout ? out : in) += seg[i].bytes;
     }
     if (c.truncated ? out > c.out_bytes : out != c.out_bytes)
         return "readable bytes are not the sum of the readable segments";
@@ -196,11 +197,14 @@ inline const char* broken_invariant(const guest_ram& ram, const vql_chain& c) {
     if (c.last_in && !ram.may_write(c.last_in, 1))
         return "last_in outside guest memory, or in read-only memory";
     if (c.nin && !c.truncated) {
-        const vql_seg& last = c.seg[c.nout + c.nin - 1];
+        const vql_seg& last = seg[c.nout + c.nin - 1];
         if (c.last_in != static_cast<uint8_t*>(last.base) + last.bytes - 1)
             return "last_in is not the last writable byte";
     }
     return nullptr;
+}
+inline const char* broken_invariant(const guest_ram& ram, const vql_chain& c) {
+    return broken_invariant(ram, c, c.seg, VQL_MAX_SEGS);
 }
 
 // The same for a parsed request; @c as vql_blk_parse left it, @verdict what it returned.

@@ -334,6 +334,28 @@ void fill_hostile(const guest_ram& ram, test_ring& t, random_source& r) {
     }
 }
 
+// All descriptors become one indirect table, over two pages, of a request with hundreds of
+// segments.
+void fill_long_table(const guest_ram& ram, test_ring& t, random_source& r) {
+    const auto entries = static_cast<uint16_t>(r.between(VQL_MAX_SEGS, 512));
+    const bool in = r.one_in(2);
+    const vql_blk_hdr h = {in ? VQL_BLK_T_IN : VQL_BLK_T_OUT, 0, 0};
+    ram.write(0x5000, &h, sizeof(h));
+    for (uint16_t i = 0; i < entries; i++) {
+        const auto flags = static_cast<uint16_t>(VQL_DESC_F_NEXT | (in ? VQL_DESC_F_WRITE : 0));
+        vql_desc d = {0x5010 + r.between(0, 0xd00), 512, flags, static_cast<uint16_t>(i + 1)};
+        if (r.one_in(200))
+            d.len = static_cast<uint32_t>(r.between(0, 600));
+        if (i == 0)
+            d = {0x5000, 16, VQL_DESC_F_NEXT, 1};
+        else if (i + 1 == entries)
+            d = {0x5008, 1, VQL_DESC_F_WRITE, 0};
+        ram.write(0x1000 + 16u * i, &d, sizeof(d));
+    }
+    for (uint16_t i = 0; i < t.ring.num; i++)
+        t.set_desc(i, 0x1000, 16u * entries, VQL_DESC_F_INDIRECT);
+}
+
 } // namespace
 
 TEST_CASE("random: what a driver encodes is what is parsed", "[vring][blk][random]") {
@@ -476,13 +498,15 @@ TEST_CASE("random: no hostile ring leads outside guest memory, and each gets a v
                          {0x6000, 0x1000, VQL_MEM_READ_ONLY}});
     random_source random(11);
     std::array<unsigned, VQL_RING_ERRORS> stopped{};
-    unsigned submitted = 0, answered = 0;
+    unsigned submitted = 0, answered = 0, large = 0;
     for (int round = 0; round < 4000; round++) {
         test_ring t(static_cast<uint16_t>(1u << random.between(1, 6)), !random.one_in(4),
                     random.one_in(2));
         fill_hostile(ram, t, random);
+        if (random.one_in(10))
+            fill_long_table(ram, t, random);
         vql_blk_disk disk{};
-        disk.sectors = random.between(0, 120);
+        disk.sectors = random.between(0, random.one_in(4) ? 2000 : 120);
         disk.block_bytes = random.one_in(4) ? 4096 : 512;
         disk.read_only = random.one_in(4);
         disk.discard = disk.write_zeroes = random.one_in(2);
@@ -496,6 +520,7 @@ TEST_CASE("random: no hostile ring leads outside guest memory, and each gets a v
         stopped[static_cast<size_t>(s.stopped)]++;
         submitted += s.submitted;
         answered += s.answered;
+        large += s.large;
     }
     // A generator that never gets far, or never does wrong, proves nothing.
     for (size_t e = 0; e < VQL_RING_ERRORS; e++) {
@@ -506,4 +531,5 @@ TEST_CASE("random: no hostile ring leads outside guest memory, and each gets a v
     }
     CHECK(submitted > 20);
     CHECK(answered > 100);
+    CHECK(large > 20);
 }

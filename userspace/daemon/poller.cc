@@ -106,8 +106,10 @@ result<void> poller::set_up() {
 
     requests_ =
         mapping::map(-1, pool_size * sizeof(request), MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
+    large_ = mapping::map(-1, pool_size * VQL_MOST_SEGS * sizeof(vql_seg),
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
     wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (!requests_ || !wake_)
+    if (!requests_ || !large_ || !wake_)
         return errno_error(who, errno);
     done_ = std::make_unique<request*[]>(pool_size);
 

@@ -196,7 +196,12 @@ class poller {
     void done(request& r) { done_[done_count_++] = &r; }
     bool take(served_queue& q, uint16_t head, uint64_t now);
     uint32_t take_left_over(served_queue& q, uint32_t most, uint64_t now);
-    static int parse(virtqueue& vq, uint16_t head, request& r);
+    int parse(virtqueue& vq, uint16_t head, request& r);
+    int parse_large(virtqueue& vq, uint16_t head, request& r);
+    vql_seg* large_segments(const request& r) {
+        const auto index = size_t(&r - reinterpret_cast<const request*>(requests_.data()));
+        return reinterpret_cast<vql_seg*>(large_.data()) + index * VQL_MOST_SEGS;
+    }
     target* target_of(const vql_remap& to) const {
         return to.verdict == VQL_SERVE ? targets_[to.target].load(std::memory_order_acquire)
                                        : nullptr;
@@ -260,6 +265,9 @@ class poller {
     uint64_t last_round_ns_ = 0; // when it looked at the clock
 
     mapping requests_;
+    // Segments of those that have too many for chain.seg: VQL_MOST_SEGS a request, so that nobody
+    // waits for anybody's. 128 MiB of address space, of which only what was needed is memory.
+    mapping large_;
     request* free_ = nullptr; // used before; those past fresh_ never were, and cost no memory
     size_t fresh_ = 0;
     request* waiting_head_ = nullptr;

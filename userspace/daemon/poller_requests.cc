@@ -235,7 +235,19 @@ uint32_t poller::take_left_over(served_queue& q, uint32_t most, uint64_t now) {
 // Any chain: a verdict of vql_blk_parse(), or -enum vql_ring_error.
 int poller::parse(virtqueue& vq, uint16_t head, request& r) {
     const int err = vql_chain_walk(&vq.ring, &vq.mem, head, &r.chain);
-    return VQL_UNLIKELY(err) ? err : vql_blk_parse(&r.chain, &vq.disk, &r.io, &r.answer);
+    if (VQL_UNLIKELY(err))
+        return err;
+    if (VQL_UNLIKELY(r.chain.truncated))
+        return parse_large(vq, head, r);
+    return vql_blk_parse(&r.chain, &vq.disk, &r.io, &r.answer);
+}
+
+// … with more segments than @r itself holds. All of it is read anew, for the guest may have changed
+// it since: of the walk that found this nothing is used.
+[[gnu::noinline]] int poller::parse_large(virtqueue& vq, uint16_t head, request& r) {
+    vql_seg* const seg = large_segments(r);
+    const int err = vql_chain_walk_into(&vq.ring, &vq.mem, head, &r.chain, seg, VQL_MOST_SEGS);
+    return err ? err : vql_blk_parse_segs(&r.chain, seg, &vq.disk, &r.io, &r.answer);
 }
 
 // Fetch from one queue, at most a batch. Returns whether there was anything.
@@ -402,7 +414,7 @@ void poller::log_writes(served_queue& q, request& r) {
     const vql_ring& ring = vq.ring;
     uint64_t left = r.io.op == VQL_OP_READ || r.io.op == VQL_OP_GET_ID ? r.io.bytes : 0;
 
-    for (const vql_seg* s = r.chain.seg + r.chain.nout; left; s++) {
+    for (const vql_seg* s = r.io.seg; left; s++) {
         const uint64_t here = std::min<uint64_t>(s->bytes, left);
         vq.log->mark(vq.memory->guest_of(s->base), here);
         left -= here;

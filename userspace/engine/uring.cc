@@ -18,6 +18,9 @@ namespace {
 constexpr uint32_t iovec_arena = 16384;
 constexpr uint32_t buffer_table = 1024;
 constexpr uint8_t max_retries = 16;
+// Of one call (UIO_MAXIOV). With O_DIRECT each but the last is a number of whole blocks, else the
+// data goes through a bounce buffer; so any number of them is.
+constexpr uint32_t most_iovecs = 1024;
 } // namespace
 
 result<void> uring_engine::open(io_uring& ring) {
@@ -195,7 +198,7 @@ void uring_engine::start_data(slot& s) {
         else
             io_uring_prep_write(e, -1, base, unsigned(p.bytes), p.offset);
     } else {
-        if (iovecs_used_ + p.nsegs > iovecs_.size()) {
+        if (iovecs_used_ + std::min(p.nsegs, most_iovecs) > iovecs_.size()) {
             // No entry but the one in hand may refer to the arena after this: put it in as a no-op.
             io_uring_prep_nop(e);
             io_uring_sqe_set_data64(e, 0);
@@ -206,13 +209,14 @@ void uring_engine::start_data(slot& s) {
         iovec* const iov = &iovecs_[iovecs_used_];
         uint64_t left = p.bytes, skip = p.skip;
         uint32_t n = 0;
-        for (; left; n++) {
+        for (; left && n < most_iovecs; n++) {
             const uint64_t here = std::min<uint64_t>(p.seg[n].bytes - skip, left);
             iov[n] = {static_cast<uint8_t*>(p.seg[n].base) + skip, here};
             left -= here;
             skip = 0;
         }
         iovecs_used_ += n;
+        s.step_bytes -= left; // the next step's
         if (read)
             io_uring_prep_readv(e, -1, iov, n, p.offset);
         else

@@ -14,6 +14,13 @@ constexpr uint64_t bit(int n) {
 }
 constexpr int ring_f_indirect_desc = 28; // linux/virtio_ring.h is not C++
 constexpr int ring_f_event_idx = 29;
+
+// Header and status take two descriptors of a request. A driver without indirect descriptors puts
+// all of them into the ring, and waits for ever for room that the ring does not have. A ring of two
+// holds no request but an indirect one.
+uint32_t seg_max(uint32_t queue_size) {
+    return std::clamp<uint32_t>(queue_size, 3, VQL_SEG_MAX + 2) - 2;
+}
 } // namespace
 
 uint64_t blk_features(const blk_geometry& g) {
@@ -31,7 +38,7 @@ virtio_blk_config blk_config(const blk_geometry& g, bool writeback) {
     const uint32_t block_sectors = g.block_bytes >> VQL_SECTOR_SHIFT;
     virtio_blk_config c{};
     c.capacity = g.sectors;
-    c.seg_max = VQL_SEG_MAX;
+    c.seg_max = seg_max(g.queue_size);
     c.blk_size = g.block_bytes;
     // Guests align to 4 KiB where they can, which suits every drive of today.
     for (uint32_t b = g.block_bytes; b < 4096; b *= 2)

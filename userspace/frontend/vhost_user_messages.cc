@@ -260,7 +260,11 @@ vhost_user_server::outcome vhost_user_server::get_config(const message& m) {
         return o;
     }
     std::array<uint8_t, max_config_bytes> space{};
-    const virtio_blk_config blk = blk_config(host_.geometry(), writeback_);
+    blk_geometry geometry = host_.geometry();
+    for (const auto& r : rings_) // the driver's rings may be smaller, as far as they are known
+        if (r->num)
+            geometry.queue_size = std::min(geometry.queue_size, r->num);
+    const virtio_blk_config blk = blk_config(geometry, writeback_);
     static_assert(sizeof(blk) <= sizeof(space));
     std::memcpy(space.data(), &blk, sizeof(blk));
     o.reply.resize(config_header_bytes + c.size);
