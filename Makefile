@@ -9,7 +9,7 @@
 #   make bench      vqlaned beside its peer and the floor: a table, and build/bench/report.html
 #   make check      formatting, lint, licences, include directions
 #   make fuzz       libFuzzer targets, FUZZ_SECONDS each (default 60)
-#   make install    into DESTDIR/PREFIX; make install-kmod: the module's sources, for dkms
+#   make install    into DESTDIR/PREFIX; make install-kmod: the module's sources, for dkms; uninstall, uninstall-kmod
 #   make clean
 # Variables: SAN=address,undefined or SAN=thread builds with sanitizers (in build/asan, build/tsan);
 # KERNEL=debug takes a kernel that checks itself (KASAN, lockdep, kmemleak) for kmod and vm-test;
@@ -32,6 +32,8 @@ CC = gcc
 endif
 
 TOP := $(CURDIR)
+# What was built, told by --version and modinfo.
+VERSION := $(or $(shell git -C $(TOP) describe --always --dirty --tags 2>/dev/null),unknown)
 ifeq ($(SAN),)
 BUILD := $(TOP)/build
 else ifneq ($(findstring thread,$(SAN)),)
@@ -85,7 +87,7 @@ POLICIES := $(patsubst %,$(BUILD)/tests/vm/policies/%.bpf.o,quiet straight slot 
 VM_PROGRAMS := $(patsubst tests/vm/programs/%.c,$(BUILD)/tests/vm/%,$(wildcard tests/vm/programs/*.c)) \
 	$(BUILD)/tests/vm/bootsector $(POLICIES) $(BUILD)/tests/vm/reader
 
-.PHONY: all tests vm-programs bench-programs setup demo test kmod vm-build vm-test demo-host bench check fuzz install install-kmod clean FORCE
+.PHONY: all tests vm-programs bench-programs setup demo test kmod vm-build vm-test demo-host bench check fuzz install install-kmod uninstall uninstall-kmod clean FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -134,6 +136,12 @@ $(BUILD)/obj/userspace/ebpf/remap.o: $(BUILD)/bpf/remap.bpf.o
 $(BUILD)/obj/userspace/ebpf/kernel_stats.o: $(BUILD)/bpf/stats.bpf.o
 $(call obj,$(wildcard tests/bpf/*.cc)): EXTRA = -DVQL_TEST_BPF_DIR='"$(BUILD)/tests/bpf"'
 $(call obj,$(wildcard tests/bpf/*.cc)): $(BPF_OBJ)
+# The version is compiled into one file, and that again when there is another.
+$(BUILD)/version: FORCE
+	$(Q)mkdir -p $(BUILD)
+	$(Q)echo '$(VERSION)' | cmp -s - $@ || echo '$(VERSION)' > $@
+$(BUILD)/obj/userspace/base/version.o: $(BUILD)/version
+$(BUILD)/obj/userspace/base/version.o: private EXTRA = -DVQL_VERSION='"$(VERSION)"'
 # The fuzz targets' corpora are replayed by the unit tests.
 $(call obj,$(wildcard tests/unit/*.cc)): EXTRA = -DVQL_SOURCE_DIR='"$(TOP)"'
 
@@ -208,7 +216,7 @@ KMOD := $(TOP)/build/kmod$(filter-out -host,-$(KERNEL))
 set_kdir = k="$(KDIR)"; [ -n "$$k" ] || { k=$$(scripts/kernel $(KERNEL)) || exit; k=$$k/headers; }
 
 kmod: setup
-	$(Q)$(set_kdir); $(MAKE) $(if $(V),V=$(V),-s) -C kmod OUT=$(KMOD) KDIR="$$k" W=1
+	$(Q)$(set_kdir); $(MAKE) $(if $(V),V=$(V),-s) -C kmod OUT=$(KMOD) KDIR="$$k" VQL_VERSION='$(VERSION)' W=1
 
 # A second module, that tests/vm needs: it must not depend on the first.
 $(KMOD)/warn/warn.ko: tests/vm/warn/warn.c tests/vm/warn/Kbuild
@@ -252,12 +260,24 @@ $(TOP)/build/fuzz/%_fuzz:
 	@mkdir -p $(@D)
 	$(Q)$(CLANG)++ $(CPPFLAGS) $(FUZZ_FLAGS) tests/fuzz/$*_fuzz.cc $(FUZZ_MORE) -o $@
 
+# All folders that README.md names, and a configuration that starts. What an operator has changed stays.
+BPFDIR := $(DESTDIR)$(PREFIX)/lib/vqlane/bpf
 install: all
 	install -D -m 755 $(BUILD)/vqlaned $(DESTDIR)$(PREFIX)/sbin/vqlaned
 	install -D -m 755 $(BUILD)/vqlane $(DESTDIR)$(PREFIX)/bin/vqlane
 	install -D -m 644 scripts/vqlaned.service $(DESTDIR)$(PREFIX)/lib/systemd/system/vqlaned.service
+	install -D -m 644 $(BUILD)/bpf/trace.bpf.o $(BPFDIR)/trace.bpf.o
+	install -d -m 755 $(DESTDIR)/etc/vqlane/conf.d
+	install -d -m 700 $(DESTDIR)/var/lib/vqlane
 	test -e $(DESTDIR)/etc/vqlane/vqlaned.toml || \
 		install -D -m 644 scripts/vqlaned.toml $(DESTDIR)/etc/vqlane/vqlaned.toml
+
+# Programs go; the configuration, the state and what disks hold stay.
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/sbin/vqlaned $(DESTDIR)$(PREFIX)/bin/vqlane
+	rm -f $(DESTDIR)$(PREFIX)/lib/systemd/system/vqlaned.service $(BPFDIR)/trace.bpf.o
+	rmdir --ignore-fail-on-non-empty -p $(BPFDIR) 2>/dev/null || :
+	@echo "left: $(DESTDIR)/etc/vqlane and $(DESTDIR)/var/lib/vqlane (configuration, state, disk images); remove them by hand"
 
 # The module's sources, for dkms to build on the machine's own kernel.
 KMOD_SRC = $(DESTDIR)/usr/src/vqlane-1
@@ -265,8 +285,12 @@ install-kmod:
 	install -d $(KMOD_SRC)/kmod $(KMOD_SRC)/include/vqlane $(KMOD_SRC)/include/uapi/linux
 	install -m 644 kmod/dkms.conf $(KMOD_SRC)/
 	install -m 644 kmod/Kbuild kmod/Makefile kmod/*.[ch] $(KMOD_SRC)/kmod/
+	echo '$(VERSION)' >$(KMOD_SRC)/kmod/version
 	install -m 644 include/vqlane/*.h $(KMOD_SRC)/include/vqlane/
 	install -m 644 include/uapi/linux/vqlane.h $(KMOD_SRC)/include/uapi/linux/
+
+uninstall-kmod:
+	rm -rf $(KMOD_SRC)
 
 clean:
 	rm -rf build

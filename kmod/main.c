@@ -126,4 +126,5 @@ module_init(vql_init);
 module_exit(vql_exit);
 
 MODULE_LICENSE("GPL");
+MODULE_VERSION(VQL_VERSION);
 MODULE_DESCRIPTION("Guest virtqueues and NVMe queues in a poller's address space");

@@ -2,6 +2,7 @@
 #include "daemon/control.h"
 
 #include "base/log.h"
+#include "base/version.h"
 #include "daemon/stats.h"
 
 #include <array>
@@ -145,6 +146,10 @@ void control_socket::dispatch(const std::shared_ptr<client>& c, const json& requ
     const auto finish = [this, c](result<void> ok) {
         reply(c, ok ? success(nullptr) : failure(ok.failure().text));
     };
+    if (op == "version") { // also how a client tells a daemon that is at work from one that hangs
+        allow_keys(request, {"op"});
+        return reply(c, success({{"version", version()}}));
+    }
     if (op == "disk_list") {
         allow_keys(request, {"op"});
         json list = json::array();
@@ -200,7 +205,7 @@ void control_socket::dispatch(const std::shared_ptr<client>& c, const json& requ
     }
     reply(c, failure("op: " + op +
                      " is unknown (known: disk_list, disk_add, disk_rm, "
-                     "disk_resize, disk_policy, stats)"));
+                     "disk_resize, disk_policy, stats, version)"));
 }
 
 json control_socket::disk_entry(const disk& d) const {

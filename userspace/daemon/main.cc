@@ -2,6 +2,7 @@
 // vqlaned: command line, signals, readiness.
 #include "base/event_loop.h"
 #include "base/log.h"
+#include "base/version.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
 #include "daemon/server.h"
@@ -32,6 +33,7 @@ flags parse_flags(int argc, char** argv) {
     std::vector<int> pollers;
     CLI::App app{"vqlaned serves virtual disks to KVM guests. See vqlane(1) for the command that "
                  "steers it."};
+    app.set_version_flag("--version", std::string("vqlaned ") + version());
     app.add_option("--config", f.config_path, "configuration file")->capture_default_str();
     app.add_option("--run-dir", run_dir, "folder for sockets");
     app.add_option("--bpf-dir", bpf_dir, "folder for pinned BPF maps, on a BPF file system");
