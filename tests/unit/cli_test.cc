@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "base/fd.h"
+#include "base/nearest.h"
 #include "cli/client.h"
 #include "cli/disk.h"
 #include "cli/stats.h"
 #include "cli/table.h"
 
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
@@ -13,6 +15,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <thread>
+#include <unistd.h>
 
 #include <catch2/catch_test_macros.hpp>
 #include <nlohmann/json.hpp>
@@ -22,10 +25,12 @@ namespace {
 using nlohmann::json;
 using namespace std::chrono_literals;
 
-// The daemon's side of a control socket for one client; @serve gets the connection.
+// The daemon's side of a control socket for one client; @serve gets the connection. @serve_others:
+// those of others after it, which are accepted only then.
 class fake_daemon {
   public:
-    explicit fake_daemon(std::function<void(int)> serve) {
+    explicit fake_daemon(std::function<void(int)> serve,
+                         std::function<void(int)> serve_others = nullptr) {
         std::string dir = (std::filesystem::temp_directory_path() / "vqlane-XXXXXX").string();
         REQUIRE(::mkdtemp(dir.data()));
         path_ = dir + "/control.sock";
@@ -35,10 +40,22 @@ class fake_daemon {
         fd_.reset(::socket(AF_UNIX, SOCK_STREAM, 0));
         REQUIRE(::bind(fd_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
         REQUIRE(::listen(fd_.get(), 1) == 0);
-        thread_ = std::thread([this, serve = std::move(serve)] {
-            const vql::unique_fd connection(::accept(fd_.get(), nullptr, nullptr));
-            serve(connection.get());
-        });
+        thread_ =
+            std::thread([this, serve = std::move(serve), serve_others = std::move(serve_others)] {
+                const vql::unique_fd connection(::accept(fd_.get(), nullptr, nullptr));
+                std::thread others([&] {
+                    while (serve_others) {
+                        const vql::unique_fd other(::accept(fd_.get(), nullptr, nullptr));
+                        if (!other)
+                            return;
+                        serve_others(other.get());
+                    }
+                });
+                serve(connection.get());
+                if (serve_others)
+                    ::shutdown(fd_.get(), SHUT_RDWR);
+                others.join();
+            });
     }
     ~fake_daemon() {
         ::shutdown(fd_.get(), SHUT_RDWR); // ends an accept that nobody came for
@@ -198,6 +215,7 @@ TEST_CASE("disks are listed one a row", "[cli]") {
                          {"chunk_size", 1073741824},
                          {"socket", "/run/vqlane/vm1.sock"},
                          {"connected", true},
+                         {"client", {{"pid", 12345}, {"command", "qemu"}}},
                          {"queues_running", 2},
                          {"pollers", {2, 3}},
                          {"lanes",
@@ -213,21 +231,115 @@ TEST_CASE("disks are listed one a row", "[cli]") {
                          {"queue_size", 64},
                          {"chunk_size", 65536},
                          {"socket", "/x"},
+                         {"state", "waiting"},
+                         {"problem", "target a: /x: No such file or directory"},
                          {"connected", false},
                          {"queues_running", 0},
                          {"pollers", json::array()},
                          {"lanes", {{{"lane", "poll"}, {"why", "as configured"}}}},
                          {"targets", {"a"}},
                          {"policy", "protect"}}};
-    CHECK(vql::disk_table(disks) ==
-          "NAME  SIZE  ACCESS  CLIENT  QUEUES  RUNNING  QUEUE SIZE  CHUNK  POLLERS  "
-          "LANE                            TARGETS  POLICY   SOCKET OR DEVICE\n"
-          "vm1    10G  rw      yes          4        2         256     1G  2,3      "
-          "kernel (little to do) x2, poll  a,b      -        /run/vqlane/vm1.sock\n"
-          "x      512  ro      no           1        0          64    64K  -        "
-          "poll (as configured)            a        protect  /x\n");
-    CHECK_THROWS_AS(vql::disk_table({{{"name", "vm1"}}}), json::exception);
-    CHECK_THROWS_AS(vql::disk_table({1}), json::exception);
+    CHECK(vql::disk_table(disks, false) ==
+          "NAME  SIZE  ACCESS  STATE    CLIENT        QUEUES  LANE             TARGETS\n"
+          "vm1    10G  rw      serving  qemu (12345)     2/4  kernel x2, poll  a,b\n"
+          "x      512  ro      waiting  -                0/1  poll             a\n"
+          "disk x: target a: /x: No such file or directory\n");
+    CHECK(vql::disk_table(disks, true) ==
+          "NAME  SIZE  ACCESS  STATE    CLIENT        QUEUES  LANE                            "
+          "QUEUE SIZE  CHUNK  POLLERS  TARGETS  POLICY   SOCKET OR DEVICE\n"
+          "vm1    10G  rw      serving  qemu (12345)     2/4  kernel (little to do) x2, poll  "
+          "       256     1G  2,3      a,b      -        /run/vqlane/vm1.sock\n"
+          "x      512  ro      waiting  -                0/1  poll (as configured)            "
+          "        64    64K  -        a        protect  /x\n"
+          "disk x: target a: /x: No such file or directory\n");
+    CHECK(vql::disk_details(disks[1]) == "name          x\n"
+                                         "state         waiting\n"
+                                         "problem       target a: /x: No such file or directory\n"
+                                         "size          512 (512 bytes)\n"
+                                         "access        read-only\n"
+                                         "socket        /x\n"
+                                         "client        -\n"
+                                         "queues        1 of up to 64 entries, 0 running\n"
+                                         "lane          poll (as configured)\n"
+                                         "pollers       -\n"
+                                         "chunk         64K\n"
+                                         "targets       a\n"
+                                         "policy        protect\n");
+    CHECK_THROWS_AS(vql::disk_table({{{"name", "vm1"}}}, false), json::exception);
+    CHECK_THROWS_AS(vql::disk_table({1}, false), json::exception);
+}
+
+TEST_CASE("a list of disks fits 80 columns, whatever their names, and tells each disk", "[cli]") {
+    json disks = json::array();
+    for (int i = 0; i < 3; i++)
+        disks.push_back({{"name", "guest-3b2b2a80-43f0-4b0e-9d0e-0123456789ab-system-disk-0" +
+                                      std::to_string(i)},
+                         {"size", 10737418240},
+                         {"read_only", false},
+                         {"queues", 64},
+                         {"queue_size", 256},
+                         {"chunk_size", 1073741824},
+                         {"socket", "/s"},
+                         {"connected", true},
+                         {"client", {{"pid", 1234567}, {"command", "qemu-system-x86"}}},
+                         {"queues_running", 64},
+                         {"pollers", {2, 3}},
+                         {"lanes", {{{"lane", "kernel"}, {"why", "little to do"}}}},
+                         {"targets", {"file:/var/lib/vqlane/images/a-very-long-name.img"}},
+                         {"policy", ""}});
+    const std::string text = vql::disk_table(disks, false);
+    size_t lines = 0;
+    for (size_t at = 0, end = 0; (end = text.find('\n', at)) != text.npos; at = end + 1) {
+        CHECK(end - at <= 80);
+        lines++;
+    }
+    CHECK(lines == 4);
+    for (int i = 0; i < 3; i++) // the ends of names are what tells them apart
+        CHECK(text.find("0" + std::to_string(i) + "  ") != text.npos);
+}
+
+TEST_CASE("a list of disks is sorted, and one disk is chosen by name", "[cli]") {
+    const auto disk = [](const char* name, uint64_t size, bool connected) {
+        return json{{"name", name}, {"size", size}, {"connected", connected}};
+    };
+    const json all = {disk("vm2", 1, false), disk("vm1", 2, false), disk("web", 1, true)};
+    const auto order = [&](const char* sort) {
+        json list = all;
+        vql::disk_list_options o;
+        o.sort = sort;
+        REQUIRE(vql::choose_disks(list, o));
+        std::string names;
+        for (const json& d : list)
+            names += d.at("name").get<std::string>() + " ";
+        return names;
+    };
+    CHECK(order("name") == "vm1 vm2 web ");
+    CHECK(order("size") == "vm1 vm2 web ");
+    CHECK(order("client") == "web vm1 vm2 ");
+    json one = all;
+    REQUIRE(vql::choose_disks(one, {"vm1", "name", false}));
+    CHECK(one == json{all[1]});
+    CHECK(vql::choose_disks(one, {"webb", "name", false}).failure().text ==
+          "disk webb does not exist");
+    json none = all;
+    CHECK(vql::choose_disks(none, {"webb", "name", false}).failure().text ==
+          "disk webb does not exist; did you mean \"web\"?");
+}
+
+TEST_CASE("the nearest word is the one that a slip turns into it", "[cli]") {
+    const std::vector<std::string_view> known = {"list", "add", "rm", "resize", "policy"};
+    const std::pair<const char*, const char*> cases[] = {
+        {"lst", "list"},      {"lits", "list"},     {"lisst", "list"}, {"ad", "add"},
+        {"resise", "resize"}, {"polciy", "policy"}, {"rn", "rm"},      {"", ""},
+        {"list", ""},         {"paint", ""},        {"x", ""},         {"delete", ""},
+    };
+    for (const auto& [word, wanted] : cases) {
+        INFO(word);
+        CHECK(vql::nearest_word(word, known) == wanted);
+    }
+    CHECK(vql::nearest_word(std::string(1000, 'l'), known).empty());
+    CHECK(vql::did_you_mean("lst", known) == "; did you mean \"list\"?");
+    CHECK(vql::did_you_mean("paint", known).empty());
 }
 
 TEST_CASE("stats without rates show totals, of the operations that happened", "[cli]") {
@@ -341,10 +453,33 @@ TEST_CASE("a daemon that does not answer in time is told so", "[cli]") {
     auto value = client->call({{"op", "x"}});
     const auto took = std::chrono::steady_clock::now() - start;
     REQUIRE_FALSE(value);
-    CHECK(value.failure().text ==
-          "the daemon at " + daemon.path() + " did not answer within 100ms");
+    CHECK(value.failure().text == "the daemon at " + daemon.path() + " (process " +
+                                      std::to_string(getpid()) + ") did not answer within 100ms");
     CHECK(took >= 100ms);
     CHECK(took < 900ms);
+}
+
+TEST_CASE("a daemon that is at work on one request, and answers others, is waited for", "[cli]") {
+    std::atomic<int> asked = 0;
+    const fake_daemon daemon(
+        [&](int fd) {
+            read_line(fd);
+            while (asked < 3) // half of the patience before each
+                std::this_thread::sleep_for(5ms);
+            send_text(fd, "{\"ok\":true,\"result\":7}\n");
+        },
+        [&](int fd) {
+            if (read_line(fd) == "{\"op\":\"version\"}")
+                asked++;
+            send_text(fd, "{\"ok\":false,\"error\":\"an older one\"}\n");
+        });
+    auto client = vql::client::connect(daemon.path(), 100ms);
+    REQUIRE(client);
+    const auto start = std::chrono::steady_clock::now();
+    auto value = client->call({{"op", "x"}});
+    REQUIRE(value);
+    CHECK(*value == 7);
+    CHECK(std::chrono::steady_clock::now() - start >= 200ms);
 }
 
 TEST_CASE("a daemon that accepts nobody does not hold the client for ever", "[cli]") {

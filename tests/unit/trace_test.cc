@@ -149,4 +149,87 @@ TEST_CASE("the heat map has a row for each power of two between the quickest and
     CHECK(map.text(false).empty()); // what is older than the map is wide is forgotten
 }
 
+std::vector<vql::disk_rates> sixty_disks() {
+    std::vector<vql::disk_rates> disks;
+    for (unsigned i = 0; i < 60; i++) {
+        vql::disk_rates d;
+        d.name = "guest-with-a-long-name-" + std::to_string(100 + i);
+        d.lane = "poll";
+        d.seconds = 1;
+        d.requests = i * 10;
+        d.bytes = i * 4096;
+        d.errors = 60 - i;
+        if (i)
+            d.latency[vql_latency_bucket(1000 * (60 - i))] = d.requests;
+        disks.push_back(d);
+    }
+    return disks;
+}
+
+std::vector<std::string> lines_of(const std::string& text) {
+    std::vector<std::string> lines;
+    size_t at = 0;
+    for (size_t end = 0; (end = text.find('\n', at)) != text.npos; at = end + 1)
+        lines.push_back(text.substr(at, end - at));
+    lines.push_back(text.substr(at));
+    return lines;
+}
+
+TEST_CASE("a screen has heading, totals and as many disks as fit it, whatever its size",
+          "[trace]") {
+    const auto disks = sixty_disks();
+    vql::heat_map heat;
+    heat.add(disks);
+    for (const auto& [rows, columns] : {std::pair<size_t, size_t>{24, 80}, {50, 200}, {10, 80}}) {
+        vql::top_view view;
+        const auto lines = lines_of(vql::top_screen(disks, heat, view, {rows, columns}, false));
+        INFO(rows);
+        CHECK(lines.size() <= rows);
+        CHECK(lines.size() >= rows - 1);
+        for (const std::string& line : lines)
+            CHECK(line.size() <= columns);
+        CHECK(lines[0].starts_with("DISK"));
+        CHECK(lines[1].starts_with("TOTAL"));
+        CHECK(lines[1].find(" 17700 ") != std::string::npos);
+        CHECK(lines[1].ends_with(" 1830"));
+        CHECK(lines[2].find("100 ") != std::string::npos);
+        CHECK(lines.back().starts_with("disks 1 to " + std::to_string(view.shown) + " of 60"));
+    }
+    vql::top_view view; // no disks, and a terminal of one line
+    CHECK(lines_of(vql::top_screen({}, heat, view, {1, 1}, false)).size() <= 24);
+}
+
+TEST_CASE("keys scroll a screen to all disks and no further, and sort it", "[trace]") {
+    const auto disks = sixty_disks();
+    vql::heat_map heat;
+    vql::top_view view;
+    const auto first_disk = [&] {
+        return lines_of(vql::top_screen(disks, heat, view, {24, 80}, false))[2];
+    };
+    CHECK(first_disk().find("100 ") != std::string::npos);
+    CHECK(view.press(vql::keyboard::down, 60));
+    CHECK(first_disk().find("101 ") != std::string::npos);
+    CHECK(view.press(vql::keyboard::page_down, 60));
+    CHECK(first_disk().find("122 ") != std::string::npos);
+    for (int i = 0; i < 100; i++)
+        view.press(vql::keyboard::down, 60);
+    CHECK(first_disk().find("139 ") != std::string::npos); // the last 21
+    view.press(vql::keyboard::home, 60);
+    CHECK(first_disk().find("100 ") != std::string::npos);
+    view.press(vql::keyboard::up, 60);
+    view.press(vql::keyboard::page_up, 60);
+    CHECK(first_disk().find("100 ") != std::string::npos);
+    view.press(vql::keyboard::end, 60);
+    CHECK(first_disk().find("139 ") != std::string::npos);
+    view.press('i', 60);
+    CHECK(first_disk().find("159 ") != std::string::npos);
+    view.press('e', 60);
+    CHECK(first_disk().find("100 ") != std::string::npos);
+    view.press('l', 60);
+    CHECK(first_disk().find("101 ") != std::string::npos);
+    view.press('m', 60);
+    CHECK(first_disk().find("159 ") != std::string::npos);
+    CHECK_FALSE(view.press('x', 60));
+}
+
 } // namespace

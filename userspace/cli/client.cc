@@ -3,7 +3,9 @@
 
 #include "cli/table.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <fstream>
 #include <poll.h>
 #include <string_view>
 #include <sys/socket.h>
@@ -21,6 +23,15 @@ using std::chrono::milliseconds;
 using clock = std::chrono::steady_clock;
 
 constexpr size_t max_answer_bytes = 64 << 20;
+
+// What process @pid does, from the third field of /proc/PID/stat; 0: it is gone.
+char process_state(pid_t pid) {
+    std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+    std::string text;
+    std::getline(file, text);
+    const size_t name_ends = text.rfind(") "); // a name may hold anything
+    return name_ends == text.npos || name_ends + 2 >= text.size() ? '\0' : text[name_ends + 2];
+}
 
 // connect(2) and send(2) fail with EAGAIN after @timeout.
 void limit_sending(int fd, milliseconds timeout) {
@@ -44,7 +55,7 @@ std::string hint(int err) {
 
 } // namespace
 
-result<client> client::connect(const std::string& path, milliseconds timeout) {
+result<client> client::connect(const std::string& path, milliseconds patience) {
     const std::string context = "cannot reach the daemon at " + path;
     sockaddr_un address{};
 
@@ -57,20 +68,39 @@ result<client> client::connect(const std::string& path, milliseconds timeout) {
     unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (!fd)
         return errno_error(context, errno);
-    limit_sending(fd.get(), timeout);
+    limit_sending(fd.get(), patience);
     if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) < 0) {
         const int err = errno;
         return error{errno_error(context, err).text + hint(err)};
     }
-    return client(path, timeout, std::move(fd));
+    return client(path, patience, std::move(fd));
 }
 
-// One line there, one line back.
-result<std::string> client::exchange(const std::string& request) {
+// Why nothing comes of it.
+error client::silent() const {
+    const std::string pid = std::to_string(peer());
+    const std::string daemon = "the daemon at " + path_ + " (process " + pid + ") ";
+    switch (process_state(peer())) {
+    case 'T':
+    case 't': return {daemon + "is stopped: it goes on after: kill -CONT " + pid};
+    case 'D': return {daemon + "does not answer: it waits in the kernel"};
+    default:
+        return {daemon + "did not answer within " +
+                human_duration(static_cast<uint64_t>(patience_.count()) * 1000000)};
+    }
+}
+
+// A daemon that is at work on our request has others answered at once.
+bool client::answers_others() const {
+    auto other = connect(path_, patience_ / 2);
+    return other && other->exchange("{\"op\":\"version\"}\n", false);
+}
+
+// One line there, one line back. While none comes, and @wait, the daemon is asked something else
+// after half of our patience, which leaves the other half for the answer to that.
+result<std::string> client::exchange(const std::string& request, bool wait) {
     const std::string daemon = "the daemon at " + path_;
-    const error late{daemon + " did not answer within " +
-                     human_duration(static_cast<uint64_t>(timeout_.count()) * 1000000)};
-    const clock::time_point deadline = clock::now() + timeout_;
+    clock::time_point deadline = clock::now() + (wait ? patience_ / 2 : patience_);
     std::string answer;
     char part[65536];
 
@@ -80,14 +110,18 @@ result<std::string> client::exchange(const std::string& request) {
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            return errno == EAGAIN ? late : errno_error(daemon + " takes no request", errno);
+            return errno == EAGAIN ? silent() : errno_error(daemon + " takes no request", errno);
         sent += static_cast<size_t>(n);
     }
     while (answer.size() <= max_answer_bytes) {
         const auto left = std::chrono::ceil<milliseconds>(deadline - clock::now());
         pollfd ready{fd_.get(), POLLIN, 0};
-        if (left.count() <= 0)
-            return late;
+        if (left.count() <= 0) {
+            if (!wait || !answers_others())
+                return silent();
+            deadline = clock::now() + patience_;
+            continue;
+        }
         const int polled = ::poll(&ready, 1, static_cast<int>(left.count()));
         if (polled == 0 || (polled < 0 && errno == EINTR))
             continue;
@@ -116,7 +150,7 @@ pid_t client::peer() const {
 
 result<json> client::call(const json& request) {
     const std::string text = request.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
-    auto line = exchange(text);
+    auto line = exchange(text, true);
     if (!line)
         return line.failure();
 

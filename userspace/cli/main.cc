@@ -3,13 +3,17 @@
 // answer into a table; what is right and wrong is for the daemon to say. Commands about the
 // machine's drives need no daemon.
 #include "base/size.h"
+#include "base/version.h"
 #include "cli/bench.h"
 #include "cli/client.h"
 #include "cli/device_bind.h"
 #include "cli/disk.h"
 #include "cli/stats.h"
+#include "cli/terminal.h"
 #include "cli/top.h"
 #include "cli/trace.h"
+#include "cli/version.h"
+#include "cli/words.h"
 
 #include <cerrno>
 #include <chrono>
@@ -29,22 +33,37 @@ using nlohmann::json;
 using vql::client;
 using clock = std::chrono::steady_clock;
 
-// disk rm drains the disk first.
-constexpr std::chrono::seconds timeout{60};
+// A daemon that says nothing for so long, and answers no other question either, is given up.
+constexpr std::chrono::seconds patience{5};
 
 struct command_line {
     std::string socket = "/run/vqlane/control.sock";
     bool as_json = false;
-    json request;               // without "op" until a command is recognized
-    double watch_seconds = 0;   // 0: once
-    std::function<int()> local; // instead of a request: a command that needs no daemon
+    json request;                // without "op" until a command is recognized
+    double watch_seconds = 0;    // 0: once
+    vql::disk_list_options list; // of disk_list
+    std::function<int()> local;  // instead of a request: a command that needs no daemon
     // … or one that talks to it on its own.
     std::function<vql::result<void>(client&)> session;
 };
 
-int failed(const std::string& text) {
-    std::fprintf(stderr, "vqlane: %s\n", text.c_str());
-    return 1;
+// Errors are one JSON object a line, too, once --json was seen; written before any command runs.
+bool errors_as_json = false;
+
+int failed(const std::string& text, int status = 1) {
+    if (errors_as_json)
+        std::fprintf(stderr, "%s\n",
+                     json{{"error", text}, {"status", status}}
+                         .dump(-1, ' ', false, json::error_handler_t::replace)
+                         .c_str());
+    else
+        std::fprintf(stderr, "vqlane: %s\n", text.c_str());
+    return status;
+}
+
+// Relative paths are the caller's: the daemon's working directory is another.
+std::string callers_path(const std::string& path) {
+    return path.empty() ? path : std::filesystem::absolute(path).lexically_normal().string();
 }
 
 int print(const std::string& text) {
@@ -74,6 +93,13 @@ void define_disk_add(CLI::App& command, json& request) {
         app.add_option_function<std::string>(
             option, [&request, key](const std::string& value) { request[key] = value; }, help);
     };
+    const auto path = [&request](CLI::App& app, const char* option, const char* key,
+                                 const char* help) {
+        app.add_option_function<std::string>(
+            option,
+            [&request, key](const std::string& value) { request[key] = callers_path(value); },
+            help);
+    };
     const auto size = [&](const char* option, const char* key, const char* help) {
         command.add_option_function<std::string>(
             option,
@@ -90,7 +116,7 @@ void define_disk_add(CLI::App& command, json& request) {
     define_name(command, request);
     CLI::App& storage = *command.add_option_group("storage", "where its bytes rest");
     text(storage, "--target", "target", "the whole of a configured target");
-    text(storage, "--file", "file", "the whole of a regular file or block device");
+    path(storage, "--file", "file", "the whole of a regular file or block device");
     storage
         .add_option_function<std::vector<std::string>>(
             "--extent",
@@ -115,18 +141,24 @@ void define_disk_add(CLI::App& command, json& request) {
     text(command, "--frontend", "frontend", "vhost-user or vdpa; default vhost-user");
     text(command, "--lane", "lane",
          "vdpa: auto, poll (pollers serve it) or kernel (the module does); default auto");
-    text(command, "--vhost-socket", "socket", "its vhost-user socket; default: RUN_DIR/NAME.sock");
+    path(command, "--vhost-socket", "socket", "its vhost-user socket; default: RUN_DIR/NAME.sock");
     text(command, "--socket-mode", "socket_mode", "octal; default 0600");
 }
 
-void define_disk(CLI::App& app, json& request) {
+void define_disk(CLI::App& app, command_line& line) {
+    json& request = line.request;
     CLI::App& disk = *app.add_subcommand("disk", "list and change disks");
     const auto op = [&request](const char* name) {
         return [&request, name] { request["op"] = name; };
     };
 
     disk.require_subcommand(1);
-    disk.add_subcommand("list", "all disks")->callback(op("disk_list"));
+    CLI::App& list = *disk.add_subcommand("list", "all disks, or all of one");
+    list.add_option("NAME", line.list.name, "one disk; default: all");
+    list.add_option("--sort", line.list.sort, "by name (the default), size or client")
+        ->check(CLI::IsMember({"name", "size", "client"}));
+    list.add_flag("--wide", line.list.wide, "all columns, however wide the terminal");
+    list.callback(op("disk_list"));
 
     CLI::App& add = *disk.add_subcommand("add", "make a disk that a guest can attach");
     define_disk_add(add, request);
@@ -153,11 +185,7 @@ void define_disk(CLI::App& app, json& request) {
     define_name(policy, request);
     CLI::App& which = *policy.add_option_group("which");
     which.add_option_function<std::string>(
-        "FILE",
-        [&request](const std::string& file) {
-            // The daemon's working directory is another.
-            request["object"] = std::filesystem::absolute(file).string();
-        },
+        "FILE", [&request](const std::string& file) { request["object"] = callers_path(file); },
         "BPF object with one struct_ops vqlane_remap_ops");
     which.add_flag_callback(
         "--none", [&request] { request["object"] = nullptr; }, "take it away");
@@ -269,7 +297,11 @@ void define_top(CLI::App& app, command_line& line) {
     auto given = std::make_shared<vql::top_options>();
     top.add_option("--interval", given->seconds, "seconds between samples, 0.1 to 3600; default 1")
         ->check(CLI::Range(0.1, 3600.0));
-    top.add_option("--count", given->count, "end after so many samples; default: at Ctrl-C");
+    top.add_option("--count", given->count, "end after so many samples; default: at q or Ctrl-C");
+    top.add_option_function<std::string>(
+           "--sort", [given](const std::string& key) { given->view.sort = key[0]; },
+           "by name (the default), iops, mb, latency or errors; keys n i m l e change it")
+        ->check(CLI::IsMember({"name", "iops", "mb", "latency", "errors"}));
     top.callback([&line, given] {
         given->as_json = line.as_json;
         line.session = [given](client& daemon) { return vql::top(daemon, *given); };
@@ -293,13 +325,24 @@ void define_bench(CLI::App& app, command_line& line) {
     });
 }
 
+void define_version(CLI::App& app, command_line& line) {
+    app.add_subcommand("version", "of this command, the daemon and the module")->callback([&line] {
+        line.local = [&line] {
+            const json all = vql::versions(line.socket, patience);
+            return print(line.as_json ? all.dump(2) + "\n" : vql::version_text(all));
+        };
+    });
+}
+
 // Rows for people. @before: an earlier result of a watched command, or null.
 std::string render(const command_line& line, const json& value, const json& before,
                    double seconds) {
-    if (line.as_json)
-        return value.dump(2) + "\n";
+    if (line.as_json) // watched: one object a line
+        return value.dump(line.watch_seconds > 0 ? -1 : 2) + "\n";
+    if (line.request.at("op") == "disk_list")
+        return vql::disk_list_text(value, line.list);
     if (line.request.at("op") != "stats")
-        return value.is_null() ? "" : vql::disk_table(value.is_array() ? value : json{value});
+        return value.is_null() ? "" : vql::disk_table(value.is_array() ? value : json{value}, true);
     const bool rates = line.watch_seconds > 0;
     std::string text = vql::op_table(value, rates, before, seconds);
     if (!line.request.contains("name"))
@@ -308,7 +351,7 @@ std::string render(const command_line& line, const json& value, const json& befo
 }
 
 int run(const command_line& line) {
-    auto daemon = client::connect(line.socket, timeout);
+    auto daemon = client::connect(line.socket, patience);
     if (!daemon)
         return failed(daemon.failure().text);
     if (line.session) {
@@ -316,7 +359,7 @@ int run(const command_line& line) {
         return done ? 0 : failed(done.failure().text);
     }
 
-    const bool redraw = ::isatty(STDOUT_FILENO) && !line.as_json;
+    const bool redraw = vql::can_redraw() && !line.as_json;
     json before;
     clock::time_point before_at{};
     for (clock::time_point next = clock::now();;) {
@@ -324,12 +367,18 @@ int run(const command_line& line) {
         if (!value)
             return failed(value.failure().text);
         const clock::time_point now = clock::now();
+        if (line.request.at("op") == "disk_list")
+            if (auto ok = vql::choose_disks(*value, line.list); !ok)
+                return failed(ok.failure().text);
         std::string text =
             render(line, *value, before, std::chrono::duration<double>(now - before_at).count());
         if (line.watch_seconds == 0)
             return print(text);
         // To the top, then clear what follows: no flicker. Elsewhere a blank line between tables.
-        redraw ? text.insert(0, "\033[H\033[J") : text.append("\n");
+        if (redraw)
+            text.insert(0, "\033[H\033[J");
+        else if (!line.as_json)
+            text.append("\n");
         if (int err = print(text))
             return err;
         before = std::move(*value);
@@ -350,12 +399,9 @@ int parse_and_run(int argc, char** argv) {
     app.add_flag("--json", line.as_json, "the answer as JSON instead of a table");
     app.require_subcommand(1);
     app.fallthrough();
-    app.failure_message([](const CLI::App*, const CLI::Error& e) {
-        return std::string("vqlane: ") + e.what() +
-               "\nCommands: disk list, disk add, disk rm, disk resize, disk policy, stats, top, "
-               "trace, bench, device list, device bind, device unbind; each has --help.\n";
-    });
-    define_disk(app, line.request);
+    app.set_version_flag("--version", std::string("vqlane ") + vql::version());
+    define_disk(app, line);
+    define_version(app, line);
     define_stats(app, line);
     define_top(app, line);
     define_trace(app, line);
@@ -364,8 +410,19 @@ int parse_and_run(int argc, char** argv) {
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& e) {
-        return app.exit(e) ? 2 : 0;
+        if (e.get_exit_code() == int(CLI::ExitCodes::Success))
+            return app.exit(e); // --help, --version
+        errors_as_json = line.as_json;
+        const std::string unknown = vql::unknown_word(app, argc, argv);
+        failed(unknown.empty() ? e.what() : unknown, 2);
+        if (!errors_as_json)
+            std::fputs("Commands: disk list, disk add, disk rm, disk resize, disk policy, stats, "
+                       "top, trace, bench, device list, device bind, device unbind, version; "
+                       "each has --help.\n",
+                       stderr);
+        return 2;
     }
+    errors_as_json = line.as_json;
     try {
         return line.local ? line.local() : run(line);
     } catch (const json::exception& e) {

@@ -15,7 +15,15 @@ void table::add(std::vector<std::string> row) {
     rows_.push_back(std::move(row));
 }
 
-std::string table::text() const {
+std::string shortened(const std::string& text, size_t width) {
+    if (text.size() <= width)
+        return text;
+    const size_t kept = width - 2, head = kept / 2;
+    return text.substr(0, head) + ".." + text.substr(text.size() - (kept - head));
+}
+
+std::string table::text(size_t width) const {
+    constexpr size_t narrowest = 8;
     std::vector<std::string> headings;
     std::vector<size_t> widths;
     for (const column& c : columns_) {
@@ -26,13 +34,30 @@ std::string table::text() const {
         for (size_t i = 0; i < row.size(); i++)
             widths[i] = std::max(widths[i], row[i].size());
 
+    const auto total = [&] {
+        size_t sum = 0;
+        for (const size_t w : widths)
+            sum += w + 2;
+        return sum - 2;
+    };
+    while (width && total() > width) {
+        size_t* widest = nullptr;
+        for (size_t i = 0; i < widths.size(); i++)
+            if (columns_[i].gives && widths[i] > narrowest && (!widest || widths[i] > *widest))
+                widest = &widths[i];
+        if (!widest)
+            break;
+        --*widest;
+    }
+
     std::string text;
     const auto append = [&](const std::vector<std::string>& row) {
         std::string line;
         for (size_t i = 0; i < row.size(); i++) {
-            const std::string padding(widths[i] - row[i].size(), ' ');
+            const std::string cell = shortened(row[i], widths[i]);
+            const std::string padding(widths[i] - cell.size(), ' ');
             line += i ? "  " : "";
-            line += columns_[i].numeric ? padding + row[i] : row[i] + padding;
+            line += columns_[i].numeric ? padding + cell : cell + padding;
         }
         line.erase(line.find_last_not_of(' ') + 1);
         text += line + "\n";

@@ -11,6 +11,7 @@ namespace vql {
 struct column {
     const char* heading;
     bool numeric = false; // flush right
+    bool gives = false;   // its cells are shortened, in their middle, where a row would be too long
 };
 
 class table {
@@ -19,14 +20,17 @@ class table {
     // At most one cell a column; the rest are empty. Control characters are shown as '?', so that a
     // row stays a line.
     void add(std::vector<std::string> row);
-    // The headings and all rows, each ending with a newline.
-    std::string text() const;
+    // The headings and all rows, each ending with a newline. Where that would be more than @width
+    // characters a row (0: no matter), the widest columns that give are narrowed, to 8 at least.
+    std::string text(size_t width = 0) const;
 
   private:
     std::vector<column> columns_;
     std::vector<std::vector<std::string>> rows_;
 };
 
+// @text in at most @width characters (at least 3): what is too much in its middle is "..".
+std::string shortened(const std::string& text, size_t width);
 // "512", "64K", "1.5G": powers of 1024, rounded to one decimal.
 std::string human_size(uint64_t bytes);
 // "950ns", "12.3us", "1.25ms", "90.0s": three digits.

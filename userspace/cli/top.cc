@@ -8,9 +8,9 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
+#include <functional>
+#include <optional>
 #include <thread>
-#include <unistd.h>
 
 #include <nlohmann/json.hpp>
 
@@ -101,8 +101,24 @@ std::vector<disk_rates> rates_between(const json& before, const json& now, doubl
     return all;
 }
 
-std::string rates_table(const std::vector<disk_rates>& disks) {
-    table out({{"DISK"},
+disk_rates total_of(const std::vector<disk_rates>& disks) {
+    disk_rates sum;
+    sum.name = "TOTAL";
+    sum.lane = "-";
+    for (const disk_rates& d : disks) {
+        sum.requests += d.requests;
+        sum.bytes += d.bytes;
+        sum.errors += d.errors;
+        sum.depth += d.depth;
+        sum.seconds = d.seconds;
+        for (size_t i = 0; i < sum.latency.size(); i++)
+            sum.latency[i] += d.latency[i];
+    }
+    return sum;
+}
+
+std::string rates_table(const std::vector<disk_rates>& disks, size_t width) {
+    table out({{"DISK", false, true},
                {"LANE"},
                {"IOPS", true},
                {"MB/s", true},
@@ -112,16 +128,17 @@ std::string rates_table(const std::vector<disk_rates>& disks) {
                {"DEPTH", true},
                {"ERRORS", true}});
     for (const disk_rates& d : disks) {
+        const double seconds = d.seconds > 0 ? d.seconds : 1; // of no disks at all
         std::vector<std::string> row = {d.name, d.lane,
-                                        fixed(static_cast<double>(d.requests) / d.seconds, 0),
-                                        fixed(static_cast<double>(d.bytes) / d.seconds * 1e-6, 1)};
+                                        fixed(static_cast<double>(d.requests) / seconds, 0),
+                                        fixed(static_cast<double>(d.bytes) / seconds * 1e-6, 1)};
         for (const double fraction : {0.5, 0.99, 0.999})
             row.push_back(d.requests ? human_duration(d.percentile_ns(fraction)) : "-");
         row.push_back(fixed(d.depth, 1));
         row.push_back(std::to_string(d.errors));
         out.add(std::move(row));
     }
-    return out.text();
+    return out.text(width);
 }
 
 json rates_json(const std::vector<disk_rates>& disks, double seconds) {
@@ -180,11 +197,117 @@ std::string heat_map::text(bool colours) const {
     return out;
 }
 
+void top_view::order(std::vector<disk_rates>& disks) const {
+    const auto key = [this](const disk_rates& d) -> uint64_t {
+        switch (sort) {
+        case 'i': return d.requests;
+        case 'm': return d.bytes;
+        case 'l': return d.requests ? d.percentile_ns(0.99) : 0;
+        case 'e': return d.errors;
+        default: return 0;
+        }
+    };
+    std::stable_sort(disks.begin(), disks.end(), [&](const disk_rates& a, const disk_rates& b) {
+        const uint64_t ka = key(a), kb = key(b);
+        return ka != kb ? ka > kb : a.name < b.name;
+    });
+}
+
+bool top_view::press(int key, size_t disks) {
+    const size_t last = disks > shown ? disks - shown : 0;
+    switch (key) {
+    case 'n':
+    case 'i':
+    case 'm':
+    case 'l':
+    case 'e':
+        sort = char(key);
+        first = 0;
+        return true;
+    case keyboard::up:
+    case 'k': first -= first > 0; break;
+    case keyboard::down:
+    case 'j': first++; break;
+    case keyboard::page_up: first -= std::min(first, shown); break;
+    case keyboard::page_down:
+    case ' ': first += shown; break;
+    case keyboard::home: first = 0; break;
+    case keyboard::end: first = last; break;
+    default: return false;
+    }
+    first = std::min(first, last);
+    return true;
+}
+
+std::string top_screen(std::vector<disk_rates> disks, const heat_map& heat, top_view& view,
+                       terminal_size size, bool colours) {
+    constexpr size_t around = 3; // heading, totals, and the line at the end
+    constexpr size_t least = 8;  // disks, so that there is a map as well
+
+    view.order(disks);
+    std::string map = heat.text(colours);
+    size_t map_rows = size_t(std::count(map.begin(), map.end(), '\n'));
+    const size_t room = size.rows > around ? size.rows - around : 1;
+    if (map_rows && room < std::min(disks.size(), least) + map_rows) {
+        map.clear();
+        map_rows = 0;
+    }
+    view.shown = std::min(disks.size(), room - map_rows);
+    view.first = std::min(view.first, disks.size() - view.shown);
+
+    std::vector<disk_rates> rows = {total_of(disks)};
+    const auto from = disks.begin() + std::ptrdiff_t(view.first);
+    rows.insert(rows.end(), from, from + std::ptrdiff_t(view.shown));
+    std::string end = std::to_string(disks.size()) + " disks";
+    if (view.shown < disks.size())
+        end = "disks " + std::to_string(view.first + 1) + " to " +
+              std::to_string(view.first + view.shown) + " of " + std::to_string(disks.size());
+    end += "; sort: n(ame) i(ops) m(b/s) l(atency) e(rrors), now " + std::string(1, view.sort) +
+           "; q(uit)";
+    return rates_table(rows, size.columns) + map + end.substr(0, size.columns);
+}
+
+namespace {
+
+result<void> put(const std::string& text) {
+    if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout))
+        return errno_error("cannot write the output", errno);
+    return {};
+}
+
+// Until @until: what the keys ask for is drawn at once. False: quit.
+result<bool> attend(keyboard& keys, clock::time_point until, size_t disks, top_view& view,
+                    const std::function<result<void>()>& draw) {
+    for (;;) {
+        const auto left =
+            std::chrono::ceil<std::chrono::milliseconds>(until - clock::now()).count();
+        if (left <= 0)
+            return true;
+        const int key = keys.next(std::chrono::milliseconds(left));
+        if (key == 'q' || key == keyboard::quit)
+            return false;
+        if (view.press(key, disks))
+            if (auto ok = draw(); !ok)
+                return ok.failure();
+    }
+}
+
+} // namespace
+
 result<void> top(client& daemon, const top_options& o) {
-    const bool terminal = ::isatty(STDOUT_FILENO) && !o.as_json;
-    const bool colours = terminal && !std::getenv("NO_COLOR");
+    const bool screen = can_redraw() && !o.as_json;
     const json request = {{"op", "stats"}, {"histograms", true}};
+    std::optional<keyboard> keys;
+    if (screen)
+        keys.emplace();
     heat_map heat;
+    top_view view = o.view;
+    std::vector<disk_rates> rates;
+    // To the top, then clear what follows: no flicker.
+    const auto draw = [&] {
+        return put("\033[H\033[J" +
+                   top_screen(rates, heat, view, size_of_terminal(), may_colour()));
+    };
     auto before = daemon.call(request);
     if (!before)
         return before.failure();
@@ -193,24 +316,32 @@ result<void> top(client& daemon, const top_options& o) {
         next +=
             std::chrono::duration_cast<clock::duration>(std::chrono::duration<double>(o.seconds));
         next = std::max(next, before_at); // a sample that took too long is not made up for
-        std::this_thread::sleep_until(next);
+        if (keys) {
+            auto on = attend(*keys, next, rates.size(), view, draw);
+            if (!on)
+                return on.failure();
+            if (!*on)
+                return put("\n");
+        } else {
+            std::this_thread::sleep_until(next);
+        }
         auto now = daemon.call(request);
         if (!now)
             return now.failure();
         const clock::time_point now_at = clock::now();
         const double seconds = std::chrono::duration<double>(now_at - before_at).count();
-        const auto rates = rates_between(*before, *now, seconds);
+        rates = rates_between(*before, *now, seconds);
         heat.add(rates);
-        std::string text = o.as_json ? rates_json(rates, seconds).dump() : rates_table(rates);
-        if (terminal) // to the top, then clear what follows: no flicker
-            text = "\033[H\033[J" + text + "\n" + heat.text(colours);
-        text += "\n"; // a JSON line's end, or between tables
-        if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout))
-            return errno_error("cannot write the output", errno);
+        view.order(rates);
+        auto ok = screen      ? draw()
+                  : o.as_json ? put(rates_json(rates, seconds).dump() + "\n")
+                              : put(rates_table(rates) + "\n");
+        if (!ok)
+            return ok;
         before = std::move(now);
         before_at = now_at;
     }
-    return {};
+    return screen ? put("\n") : result<void>();
 }
 
 } // namespace vql

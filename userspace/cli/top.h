@@ -5,6 +5,7 @@
 
 #include "base/result.h"
 #include "cli/client.h"
+#include "cli/terminal.h"
 
 #include <array>
 #include <cstdint>
@@ -35,7 +36,10 @@ struct disk_rates {
 // anew, has all its requests in the interval.
 std::vector<disk_rates> rates_between(const nlohmann::json& before, const nlohmann::json& now,
                                       double seconds);
-std::string rates_table(const std::vector<disk_rates>& disks);
+// All of them as one, named TOTAL.
+disk_rates total_of(const std::vector<disk_rates>& disks);
+// A row a disk, of at most @width characters (0: no matter).
+std::string rates_table(const std::vector<disk_rates>& disks, size_t width = 0);
 nlohmann::json rates_json(const std::vector<disk_rates>& disks, double seconds);
 
 // How many requests were how slow, when: a column an interval, the newest on the right, a row for
@@ -52,12 +56,32 @@ class heat_map {
     std::deque<std::array<uint64_t, rows>> columns_;
 };
 
+// What of all disks is on the screen, and in which order.
+struct top_view {
+    char sort = 'n';  // by name; i: IOPS, m: MB/s, l: P99 latency, e: errors, the most first
+    size_t first = 0; // the row at the top
+    size_t shown = 0; // rows that there was room for, when last drawn
+
+    void order(std::vector<disk_rates>& disks) const;
+    // Does what @key asks for (keyboard::key, or a sort's letter), and whether that was anything.
+    // @disks: how many there are.
+    bool press(int key, size_t disks);
+};
+
+// One screen of at most @size.rows lines: heading, totals, as many disks as there is room for, and
+// the map beneath where it leaves room for eight of them. Moves @view to where there are disks.
+std::string top_screen(std::vector<disk_rates> disks, const heat_map& heat, top_view& view,
+                       terminal_size size, bool colours);
+
 struct top_options {
     double seconds = 1;
     uint64_t count = 0; // samples; 0: until a signal
     bool as_json = false;
+    top_view view;
 };
 
+// On a terminal a screen that keys steer, until q; elsewhere a table, or with as_json a line, for
+// each interval.
 result<void> top(client& daemon, const top_options& o);
 
 } // namespace vql
