@@ -70,6 +70,7 @@ static struct vql_blk_disk blk_of(const struct vql_disk *disk)
 		.block_bytes = le32_to_cpu((__force __le32)config->blk_size) == 4096 ? 4096 : 512,
 		.read_only = disk->offered & BIT_ULL(VIRTIO_BLK_F_RO),
 		.discard = disk->features & BIT_ULL(VIRTIO_BLK_F_DISCARD),
+		.unmap = disk->config[offsetof(struct virtio_blk_config, write_zeroes_may_unmap)],
 		.write_zeroes = disk->features & BIT_ULL(VIRTIO_BLK_F_WRITE_ZEROES),
 	};
 

@@ -43,6 +43,7 @@ struct vql_blk_disk {
 	bool read_only;
 	bool discard;          /* the driver negotiated VIRTIO_BLK_F_DISCARD */
 	bool write_zeroes;     /* … VIRTIO_BLK_F_WRITE_ZEROES */
+	bool unmap;            /* write zeroes may give space back, as config space has it */
 	char id[VQL_ID_BYTES]; /* zero-padded, not zero-terminated */
 };
 
@@ -131,7 +132,8 @@ VQL_INLINE int vql_blk_parse_range(const struct vql_blk_disk *d, struct vql_io *
 		return vql_blk_answered(io, VQL_STATUS_IOERR);
 	io->sector = range.sector;
 	io->bytes = (__u64)range.sectors << VQL_SECTOR_SHIFT;
-	io->flags = range.flags & VQL_BLK_WRITE_ZEROES_F_UNMAP ? VQL_IO_UNMAP : 0;
+	/* A wish: the device may ignore it (virtio 1.3 §5.2.6.2), and does so on a disk that keeps its space. */
+	io->flags = d->unmap && range.flags & VQL_BLK_WRITE_ZEROES_F_UNMAP ? VQL_IO_UNMAP : 0;
 	if (!range.sectors)
 		return vql_blk_answered(io, VQL_STATUS_OK);
 	return VQL_BLK_SUBMIT;

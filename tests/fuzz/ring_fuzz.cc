@@ -60,7 +60,7 @@ int fuzz_ring(const uint8_t* data, size_t size) {
     disk.sectors = 64;
     disk.block_bytes = head[0] & 4 ? 4096 : 512;
     disk.read_only = head[0] & 8;
-    disk.discard = disk.write_zeroes = head[0] & 16;
+    disk.discard = disk.write_zeroes = disk.unmap = head[0] & 16;
     in.fill(t.desc_bytes(), vql_desc_bytes(t.ring.num));
     in.fill(t.avail_bytes(), vql_avail_bytes(t.ring.num));
     for (const vql_region& r : ram.regions())

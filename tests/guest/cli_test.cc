@@ -170,12 +170,13 @@ TEST_CASE("disk add, list, resize and rm do what they say", "[cli]") {
 
     std::string socket = daemon.run_dir() + "/elsewhere";
     REQUIRE(vqlane({"disk", "add", "f", "--file", storage.path("file"), "--size", "32M", "--queues",
-                    "3", "--queue-size", "128", "--read-only", "--vhost-socket", socket,
-                    "--socket-mode", "0666"})
+                    "3", "--queue-size", "128", "--read-only", "--no-discard", "--vhost-socket",
+                    socket, "--socket-mode", "0666"})
                 .status == 0);
     json f = disk_named(vqlane.as_json({"disk", "list"}), "f");
     CHECK(f.at("size") == 32 << 20);
     CHECK(f.at("read_only") == true);
+    CHECK(f.at("discard") == false);
     CHECK(f.at("queues") == 3);
     CHECK(f.at("queue_size") == 128);
     CHECK(f.at("socket") == socket);

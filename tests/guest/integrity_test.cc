@@ -286,4 +286,32 @@ TEST_CASE("DISCARD gives the file's space back, WRITE ZEROES with unmap may", "[
     CHECK(back == data);
 }
 
+TEST_CASE("a disk with discard = false keeps all of its file's space", "[integrity]") {
+    constexpr uint64_t bytes = 8 << 20;
+    test_storage storage(storage_folder());
+    storage.add_file("t", bytes);
+    const std::string path = storage.path("t");
+    test_daemon daemon(storage.targets() + storage.disk("d", "t", "discard = false\n"));
+    test_guest guest(daemon.device("d"));
+    CHECK((guest.driver.features() & bit(feature_discard)) == 0);
+    CHECK((guest.driver.features() & bit(feature_write_zeroes)) != 0);
+    CHECK(guest.driver.config().max_discard_sectors == 0);
+    CHECK(guest.driver.config().write_zeroes_may_unmap == 0);
+    std::vector<std::byte> data(bytes);
+    random_source(test_seed(141)).fill(data);
+    REQUIRE(guest.driver.write(0, data).status == blk_ok);
+    REQUIRE(guest.driver.flush().status == blk_ok);
+    // A driver that asks all the same.
+    CHECK(guest.driver.discard({0, 2048, 0}).status == blk_unsupp);
+    CHECK(guest.driver.write_zeroes({2048, 4096, range_unmap}).status == blk_ok);
+    REQUIRE(guest.driver.flush().status == blk_ok);
+    std::vector<std::byte> back(bytes);
+    REQUIRE(guest.driver.read(0, back).status == blk_ok);
+    std::fill(data.begin() + (1 << 20), data.begin() + (3 << 20), std::byte{0});
+    CHECK(back == data);
+    struct stat info {};
+    REQUIRE(stat(path.c_str(), &info) == 0);
+    CHECK(static_cast<uint64_t>(info.st_blocks) * 512 >= bytes);
+}
+
 } // namespace vql::guest

@@ -23,7 +23,7 @@ vql_blk_disk small_disk() {
     vql_blk_disk d{};
     d.sectors = 16384 + 8;
     d.block_bytes = 512;
-    d.discard = d.write_zeroes = true;
+    d.discard = d.write_zeroes = d.unmap = true;
     std::memcpy(d.id, "vm1", 3);
     return d;
 }
@@ -370,6 +370,14 @@ TEST_CASE("blk: unmap of a write zeroes is passed on", "[blk]") {
     r.header(VQL_BLK_T_WRITE_ZEROES, 0).payload(0, 8, VQL_BLK_WRITE_ZEROES_F_UNMAP).in(1);
     REQUIRE(r.parse() == VQL_BLK_SUBMIT);
     CHECK(r.io.flags == VQL_IO_UNMAP);
+
+    // … but not where the disk is to keep its space: there it is a write zeroes like others.
+    vql_blk_disk thick = small_disk();
+    thick.unmap = false;
+    request kept;
+    kept.header(VQL_BLK_T_WRITE_ZEROES, 0).payload(0, 8, VQL_BLK_WRITE_ZEROES_F_UNMAP).in(1);
+    REQUIRE(kept.parse(thick) == VQL_BLK_SUBMIT);
+    CHECK(kept.io.flags == 0);
 }
 
 TEST_CASE("blk: payloads of discard and write zeroes that are not one range are refused", "[blk]") {

@@ -130,6 +130,7 @@ TEST_CASE("each key reaches its field", "[config]") {
         size = "1M"
         chunk_size = "64K"
         read_only = true
+        discard = false
         queues = 64
         queue_size = 1024
         socket = "/s"
@@ -159,6 +160,7 @@ TEST_CASE("each key reaches its field", "[config]") {
     CHECK(whole.bytes == 0);
     CHECK(whole.chunk_bytes == 0);
     CHECK_FALSE(whole.read_only);
+    CHECK(whole.discard);
     CHECK(whole.queues == 1);
     CHECK(whole.queue_size == 1024);
     CHECK(whole.socket.empty());
@@ -173,6 +175,7 @@ TEST_CASE("each key reaches its field", "[config]") {
     CHECK(parts.bytes == 1 << 20);
     CHECK(parts.chunk_bytes == 65536);
     CHECK(parts.read_only);
+    CHECK_FALSE(parts.discard);
     CHECK(parts.queues == 64);
     CHECK(parts.queue_size == 1024);
     CHECK(parts.socket == "/s");
@@ -193,7 +196,7 @@ TEST_CASE("a commented-out key of the example shows its default", "[config]") {
         if (line == "[[disk]]")
             section = &disk_keys;
         for (const char* key : {"run_dir", "bpf_dir", "bpf", "register_memory", "log_level",
-                                "queue_size", "read_only", "socket_mode"})
+                                "queue_size", "read_only", "discard", "socket_mode"})
             if (line.rfind("# " + std::string(key) + " = ", 0) == 0)
                 *section += line.substr(2) + "\n";
     }
@@ -202,7 +205,7 @@ TEST_CASE("a commented-out key of the example shows its default", "[config]") {
     INFO((c ? "" : c.failure().text));
     REQUIRE(c);
     CHECK(std::count(daemon.begin(), daemon.end(), '\n') == 6);
-    CHECK(std::count(disk_keys.begin(), disk_keys.end(), '\n') == 4);
+    CHECK(std::count(disk_keys.begin(), disk_keys.end(), '\n') == 5);
     const config defaults;
     const vql::disk_config disk_defaults;
     CHECK(c->run_dir == defaults.run_dir);
@@ -212,6 +215,7 @@ TEST_CASE("a commented-out key of the example shows its default", "[config]") {
     CHECK(c->level == defaults.level);
     CHECK(c->disks[0].queue_size == disk_defaults.queue_size);
     CHECK(c->disks[0].read_only == disk_defaults.read_only);
+    CHECK(c->disks[0].discard == disk_defaults.discard);
     CHECK(c->disks[0].socket_mode == disk_defaults.socket_mode);
 }
 
@@ -246,12 +250,12 @@ TEST_CASE("an unknown key is named with those that are known", "[config]") {
          "namespace)"},
         {disk("target = \"t\"\nqueue = 1"),
          "FILE:8: disk[0].queue: unknown key (known: name, target, extents, size, chunk_size, "
-         "read_only, queues, queue_size, frontend, lane, socket, socket_mode)"},
+         "read_only, discard, queues, queue_size, frontend, lane, socket, socket_mode)"},
         {disk("extents = [\n{ target = \"t\" },\n{ target = \"t\", len = 1 },\n]"),
          "FILE:9: disk[0].extents[1].len: unknown key (known: target, offset, length)"},
         {disk("op = \"x\""),
          "FILE:7: disk[0].op: unknown key (known: name, target, extents, size, chunk_size, "
-         "read_only, queues, queue_size, frontend, lane, socket, socket_mode)"},
+         "read_only, discard, queues, queue_size, frontend, lane, socket, socket_mode)"},
     });
 }
 

@@ -364,7 +364,7 @@ TEST_CASE("random: what a driver encodes is what is parsed", "[vring][blk][rando
     vql_blk_disk disk{};
     disk.sectors = 100000;
     disk.block_bytes = 512;
-    disk.discard = disk.write_zeroes = true;
+    disk.discard = disk.write_zeroes = disk.unmap = true;
     auto chain = std::make_unique<vql_chain>();
     uint64_t parsed = 0, straddling = 0, taken_plain = 0;
 
@@ -510,6 +510,7 @@ TEST_CASE("random: no hostile ring leads outside guest memory, and each gets a v
         disk.block_bytes = random.one_in(4) ? 4096 : 512;
         disk.read_only = random.one_in(4);
         disk.discard = disk.write_zeroes = random.one_in(2);
+        disk.unmap = random.one_in(2);
         if (random.one_in(2)) // close enough to be served
             t.ring.next_avail =
                 static_cast<uint16_t>(t.ring.avail->idx - random.between(0, t.ring.num));

@@ -446,7 +446,7 @@ TEST_CASE("threads: a header and a range that change while they are read are che
     vql_blk_disk disk{};
     disk.sectors = 100;
     disk.block_bytes = 512;
-    disk.discard = disk.write_zeroes = true;
+    disk.discard = disk.write_zeroes = disk.unmap = true;
     test_ring t(4);
     t.set_desc(0, 0x1000, 32, VQL_DESC_F_NEXT, 1);
     t.set_desc(1, 0x1100, 1, VQL_DESC_F_WRITE);

@@ -138,6 +138,9 @@ void define_disk_add(CLI::App& command, json& request) {
             "the largest ring its guest may use: a power of two, 2 to 1024; default 1024");
     command.add_flag_callback(
         "--read-only", [&request] { request["read_only"] = true; }, "refuse writes");
+    command.add_flag_callback(
+        "--no-discard", [&request] { request["discard"] = false; },
+        "never give its storage's space back: for thick images");
     text(command, "--frontend", "frontend", "vhost-user or vdpa; default vhost-user");
     text(command, "--lane", "lane",
          "vdpa: auto, poll (pollers serve it) or kernel (the module does); default auto");

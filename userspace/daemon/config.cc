@@ -206,6 +206,7 @@ constexpr field<disk_config> disk_fields[] = {
     {"chunk_size",
      [](const spot& at, disk_config& d) { return read_chunk_size(at, d.chunk_bytes); }},
     {"read_only", [](const spot& at, disk_config& d) { return read_bool(at, d.read_only); }},
+    {"discard", [](const spot& at, disk_config& d) { return read_bool(at, d.discard); }},
     {"queues",
      [](const spot& at, disk_config& d) { return read_range(at, 1, VQL_MAX_QUEUES, d.queues); }},
     {"queue_size",

@@ -45,6 +45,7 @@ struct disk_config {
     uint64_t bytes = 0;       // 0: the sum of the extents
     uint64_t chunk_bytes = 0; // 0: the largest that fits
     bool read_only = false;
+    bool discard = true;        // false: no space is given back, by discard or by write zeroes
     uint32_t queues = 1;        // 1…VQL_MAX_QUEUES
     uint32_t queue_size = 1024; // the largest ring a guest may use; power of two
     frontend_type frontend = frontend_type::vhost_user;

@@ -227,6 +227,7 @@ json control_socket::disk_entry(const disk& d) const {
             {vdpa ? "device" : "socket", d.address()},
             {"size", d.layout().bytes},
             {"read_only", d.settings().read_only},
+            {"discard", d.layout().discard},
             {"queues", d.settings().queues},
             {"queue_size", d.settings().queue_size},
             {"chunk_size", 1ull << d.layout().chunk_shift},

@@ -55,6 +55,7 @@ result<uint32_t> choose_chunk_shift(const disk_config& c, const volume& v) {
 result<volume> plan_volume(const disk_config& c, const target_set& targets) {
     volume v;
     uint64_t sum = 0;
+    v.discard = c.discard;
     for (const extent_config& e : c.extents) {
         auto part = plan_part(c, e, targets);
         if (!part)

@@ -19,7 +19,7 @@ struct volume {
     uint64_t bytes = 0;           // capacity
     uint32_t chunk_shift = 0;
     uint32_t block_bytes = 512; // the largest logical block of its targets
-    bool discard = true;        // all of its targets can
+    bool discard = true;        // all of its targets can, and are to
 
     uint32_t chunks() const { return uint32_t((bytes + (1ull << chunk_shift) - 1) >> chunk_shift); }
 };

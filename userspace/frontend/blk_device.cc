@@ -66,6 +66,7 @@ vql_blk_disk blk_disk(const blk_geometry& g, uint64_t features) {
     d.read_only = g.read_only;
     d.discard = features & bit(VIRTIO_BLK_F_DISCARD);
     d.write_zeroes = features & bit(VIRTIO_BLK_F_WRITE_ZEROES);
+    d.unmap = g.discard;
     std::memcpy(d.id, g.id.data(), std::min(g.id.size(), size_t{VQL_ID_BYTES}));
     return d;
 }

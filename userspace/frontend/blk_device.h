@@ -15,7 +15,7 @@ struct blk_geometry {
     uint64_t sectors = 0; // of 512 bytes
     uint32_t block_bytes = 512;
     bool read_only = false;
-    bool discard = false; // the targets can give space back
+    bool discard = false; // the targets can give space back, and are to
     uint32_t queues = 1;
     uint32_t queue_size = 1024;
 };
