@@ -262,6 +262,23 @@ int vql_admin_set_feature(struct vql_ctrl *ctrl, u8 feature, u32 value, u32 *res
 	return vql_admin_run(ctrl, &cmd, result);
 }
 
+int vql_admin_set_behavior(struct vql_ctrl *ctrl)
+{
+	struct nvme_feat_host_behavior *host = ctrl->admin.data.cpu;
+	struct nvme_command cmd = {
+		.features =
+			{
+				.opcode = nvme_admin_set_features,
+				.fid = cpu_to_le32(NVME_FEAT_HOST_BEHAVIOR),
+				.dptr.prp1 = cpu_to_le64(ctrl->admin.data.dma),
+			},
+	};
+
+	memset(host, 0, sizeof(*host));
+	host->acre = NVME_ENABLE_ACRE;
+	return vql_admin_run(ctrl, &cmd, NULL);
+}
+
 int vql_admin_create_cq(struct vql_ctrl *ctrl, u16 qid, dma_addr_t dma, u32 depth, int vector)
 {
 	struct nvme_command cmd = {

@@ -238,6 +238,18 @@ static int ctrl_set_features(struct vql_ctrl *ctrl, u32 optional_events, struct 
 	return min(err, 0);
 }
 
+/* How long to wait before a command that has failed for now is tried again, it may say with each. */
+static int ctrl_set_behavior(struct vql_ctrl *ctrl, struct vql_ctrl_info *info)
+{
+	int err = info->crdt[0] ? vql_admin_set_behavior(ctrl) : 0;
+
+	if (err > 0)
+		vql_ctrl_note(ctrl, "tells no retry delays (NVMe status 0x%x)\n", err);
+	if (err || !info->crdt[0])
+		memset(info->crdt, 0, sizeof(info->crdt));
+	return min(err, 0);
+}
+
 /* Shadow doorbells, where the controller has them and those of all queues fit a page. */
 static int ctrl_set_shadow(struct vql_ctrl *ctrl, struct vql_ctrl_info *info)
 {
@@ -289,6 +301,8 @@ static int ctrl_bring_up(struct vql_ctrl *ctrl)
 	events = le32_to_cpu(id->oaes);
 
 	err = ctrl_set_features(ctrl, events, &info);
+	if (!err)
+		err = ctrl_set_behavior(ctrl, &info);
 	if (!err && has_shadow)
 		err = ctrl_set_shadow(ctrl, &info);
 	if (!err)

@@ -208,6 +208,8 @@ int vql_admin_create_sq(struct vql_ctrl *ctrl, u16 qid, dma_addr_t dma, u32 dept
 int vql_admin_delete(struct vql_ctrl *ctrl, u8 opcode, u16 qid);
 int vql_admin_abort(struct vql_ctrl *ctrl, u16 qid, u16 cid);
 int vql_admin_set_shadow(struct vql_ctrl *ctrl);
+/* Host Behavior Support: Advanced Command Retry, and nothing else. Overwrites what Identify has told. */
+int vql_admin_set_behavior(struct vql_ctrl *ctrl);
 /* Ask for the next asynchronous event; ctrl->event_work runs when it has come. */
 void vql_admin_await_event(struct vql_ctrl *ctrl);
 bool vql_admin_take_event(struct vql_ctrl *ctrl, u32 *event);

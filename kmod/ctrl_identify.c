@@ -26,6 +26,9 @@ void vql_ctrl_read_identity(struct vql_ctrl *ctrl, const struct nvme_id_ctrl *id
 	info->sgls = le32_to_cpu(id->sgls);
 	info->oncs = le16_to_cpu(id->oncs);
 	info->volatile_cache = id->vwc & NVME_CTRL_VWC_PRESENT;
+	info->crdt[0] = le16_to_cpu(id->crdt1);
+	info->crdt[1] = le16_to_cpu(id->crdt2);
+	info->crdt[2] = le16_to_cpu(id->crdt3);
 	info->max_transfer = VQL_MAX_TRANSFER;
 	if (id->mdts && id->mdts < ilog2(VQL_MAX_TRANSFER / 4096))
 		info->max_transfer = 4096u << id->mdts;

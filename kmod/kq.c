@@ -37,6 +37,14 @@ const struct vql_kq_limits *vql_kq_limits(const struct vql_kq *kq) { return &kq-
 
 struct vql_ctrl *vql_kq_ctrl(struct vql_kq *kq) { return kq->ctrl; }
 
+void vql_kq_release(struct vql_kq *kq)
+{
+	if (!refcount_dec_and_test(&kq->refs))
+		return;
+	vql_ctrl_put(kq->ctrl);
+	kfree(kq);
+}
+
 u16 vql_kq_qid(const struct vql_kq *kq) { return READ_ONCE(kq->qp)->qid; }
 
 void *vql_kq_page(struct vql_kq *kq, u16 tag)
@@ -49,31 +57,39 @@ u64 vql_kq_page_dma(struct vql_kq *kq, u16 tag)
 	return READ_ONCE(kq->qp)->pool.dma + ((u64)tag << VQL_NVME_PAGE_SHIFT);
 }
 
+struct vql_nvme_sqe *vql_kq_sqe(struct vql_kq *kq, u16 tag) { return &kq->tags[tag].sqe; }
+
 /* ---- the controller's side ---- */
 
-bool vql_kq_push(struct vql_kq *kq, u16 tag, const struct vql_nvme_sqe *sqe)
+void vql_kq_submit(struct vql_kq *kq, u16 tag)
 {
-	struct vql_nvme_sqe *sq;
+	struct vql_nvme_sqe *sq = kq->qp->sq.cpu;
+	struct kq_tag *t = &kq->tags[tag];
+
+	lockdep_assert_held(&kq->lock);
+	sq[kq->tail] = t->sqe;
+	sq[kq->tail].cid = tag;
+	kq->tail = kq->tail + 1 == KQ_DEPTH ? 0 : kq->tail + 1;
+	t->pushed = true;
+	t->aborted = t->failed = false;
+	t->since = jiffies;
+	if (!kq->watched) {
+		kq->watched = true;
+		refcount_inc(&kq->refs);
+		queue_delayed_work(system_unbound_wq, &kq->watch, HZ);
+	}
+}
+
+bool vql_kq_push(struct vql_kq *kq, u16 tag)
+{
 	bool live;
 
 	spin_lock(&kq->lock);
 	live = kq->live;
-	if (live) {
-		sq = kq->qp->sq.cpu;
-		sq[kq->tail] = *sqe;
-		sq[kq->tail].cid = tag;
-		kq->tail = kq->tail + 1 == KQ_DEPTH ? 0 : kq->tail + 1;
-		kq->tags[tag].pushed = true;
-		kq->tags[tag].aborted = false;
-		kq->tags[tag].since = jiffies;
-		if (!kq->watched) {
-			kq->watched = true;
-			refcount_inc(&kq->refs);
-			queue_delayed_work(system_unbound_wq, &kq->watch, HZ);
-		}
-	} else {
+	if (live)
+		vql_kq_submit(kq, tag);
+	else
 		vql_kq_free_tag(kq, tag);
-	}
 	spin_unlock(&kq->lock);
 	return live;
 }
@@ -100,13 +116,18 @@ static void kq_doorbell(struct vql_qpair *qp, u32 which, u16 old, u16 now)
 	writel(now, ctrl->bar + NVME_REG_DBS + at);
 }
 
-void vql_kq_ring(struct vql_kq *kq)
+void vql_kq_ring_locked(struct vql_kq *kq)
 {
-	spin_lock(&kq->lock);
 	if (kq->live && kq->rung != kq->tail) {
 		kq_doorbell(kq->qp, 0, kq->rung, kq->tail);
 		kq->rung = kq->tail;
 	}
+}
+
+void vql_kq_ring(struct vql_kq *kq)
+{
+	spin_lock(&kq->lock);
+	vql_kq_ring_locked(kq);
 	spin_unlock(&kq->lock);
 }
 
@@ -128,11 +149,14 @@ static u32 kq_reap(struct vql_kq *kq, struct vql_lane_end *end)
 			kq->phase ^= 1;
 		}
 		/* A controller may be wrong, too. */
-		if (cqe.cid >= KQ_TAGS || !kq->tags[cqe.cid].pushed || kq->tags[cqe.cid].lost) {
+		if (cqe.cid >= KQ_TAGS || !kq->tags[cqe.cid].pushed || kq->tags[cqe.cid].lost ||
+		    kq->tags[cqe.cid].failed) {
 			pr_warn_ratelimited("%s: completion of no command (identifier %u)\n",
 					    vql_ctrl_name(kq->ctrl), cqe.cid);
 			continue;
 		}
+		if (vql_nvme_status_code(&cqe) && vql_kq_fails_for_now(kq, &cqe))
+			continue;
 		end[n++] = (struct vql_lane_end){
 			.lane = kq->tags[cqe.cid].lane,
 			.head = kq->tags[cqe.cid].head,
@@ -171,14 +195,6 @@ static irqreturn_t kq_irq(int irq, void *data)
 
 /* ---- loss ---- */
 
-static void kq_release(struct vql_kq *kq)
-{
-	if (!refcount_dec_and_test(&kq->refs))
-		return;
-	vql_ctrl_put(kq->ctrl);
-	kfree(kq);
-}
-
 /* qpair.c: under ctrl->lock, with the interrupt freed. */
 static void kq_lost(struct vql_qpair *qp)
 {
@@ -194,7 +210,7 @@ static void kq_lost(struct vql_qpair *qp)
 	synchronize_rcu();
 	refcount_inc(&kq->refs);
 	if (!queue_work(system_unbound_wq, &kq->lost_work))
-		kq_release(kq);
+		vql_kq_release(kq);
 }
 
 static u32 kq_collect_lost(struct vql_kq *kq, struct vql_lane_end *end)
@@ -228,7 +244,7 @@ static void kq_lost_work(struct work_struct *work)
 		n = kq_collect_lost(kq, end);
 		vql_lane_ended(end, n);
 	} while (n);
-	kq_release(kq);
+	vql_kq_release(kq);
 }
 
 /* ---- a command that takes too long ---- */
@@ -252,7 +268,7 @@ static struct overdue kq_overdue(struct vql_kq *kq, bool *any)
 	for (tag = 0; tag < KQ_TAGS; tag++) {
 		struct kq_tag *t = &kq->tags[tag];
 
-		if (!t->pushed || t->lost)
+		if (!t->pushed || t->lost || t->failed)
 			continue;
 		*any = true;
 		aborted = t->aborted;
@@ -274,7 +290,8 @@ static bool kq_is_overdue(struct vql_kq *kq, const struct overdue *o)
 	bool is;
 
 	spin_lock_irq(&kq->lock);
-	is = kq->live && kq->number == o->number && t->pushed && !t->lost && t->since == o->since;
+	is = kq->live && kq->number == o->number && t->pushed && !t->lost && !t->failed &&
+	     t->since == o->since;
 	spin_unlock_irq(&kq->lock);
 	return is;
 }
@@ -312,7 +329,7 @@ static void kq_watch(struct work_struct *work)
 	if (o.tag >= 0)
 		kq_help(kq, &o);
 	if (!any)
-		kq_release(kq);
+		vql_kq_release(kq);
 }
 
 /* ---- life ---- */
@@ -322,7 +339,8 @@ static void kq_set_limits(struct vql_kq *kq)
 	const struct vql_ctrl_info *info = &kq->ctrl->info;
 
 	kq->limits = (struct vql_kq_limits){
-		.max_transfer = info->max_transfer,
+		.most = vql_nvme_limits_of(info->max_transfer, info->wzsl, info->dmrsl, info->dmsl),
+		.crdt = {info->crdt[0], info->crdt[1], info->crdt[2]},
 		/* Bits 1:0 are 1: of any alignment and granularity (NVMe 2.0 figure 275). */
 		.sgl = (info->sgls & 3) == 1,
 		.volatile_cache = info->volatile_cache,
@@ -380,6 +398,7 @@ static struct vql_kq *kq_create(struct vql_ctrl *ctrl, enum vql_kq_kind kind)
 	spin_lock_init(&kq->lock);
 	INIT_LIST_HEAD(&kq->line);
 	INIT_DELAYED_WORK(&kq->watch, kq_watch);
+	INIT_DELAYED_WORK(&kq->retry, vql_kq_retry);
 	INIT_WORK(&kq->lost_work, kq_lost_work);
 	vql_ctrl_get(ctrl);
 	kq->ctrl = ctrl;
@@ -387,7 +406,7 @@ static struct vql_kq *kq_create(struct vql_ctrl *ctrl, enum vql_kq_kind kind)
 	vql_kq_free_all_tags(kq);
 	err = kq_start(kq);
 	if (err) {
-		kq_release(kq);
+		vql_kq_release(kq);
 		return ERR_PTR(err);
 	}
 	kq->users = 1;
@@ -425,10 +444,12 @@ void vql_kq_put(struct vql_kq *kq)
 	mutex_unlock(&ctrl->lock);
 	/* Nothing is under way without users, so there is nothing to watch; but it may be waiting. */
 	if (cancel_delayed_work_sync(&kq->watch))
-		kq_release(kq);
+		vql_kq_release(kq);
+	if (cancel_delayed_work_sync(&kq->retry))
+		vql_kq_release(kq);
 	/* The module may be removed once nobody has a kq. */
 	flush_work(&kq->lost_work);
-	kq_release(kq);
+	vql_kq_release(kq);
 }
 
 int vql_kq_attach(struct vql_kq *kq, struct vql_mspace *ms, u64 *dma, u32 *qpair)

@@ -1,8 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What kq.c (a queue pair of the module's own) and kq_tags.c (who gets its commands) share. */
+/*
+ * What kq.c (a queue pair of the module's own) and kq_tags.c (who gets its commands) and kq_retry.c
+ * (commands that have failed for now) share.
+ */
 #ifndef _VQLANE_KMOD_KQ_H
 #define _VQLANE_KMOD_KQ_H
 
+#include <linux/refcount.h>
+#include <linux/workqueue.h>
 #include "lane.h"
 
 enum {
@@ -19,8 +24,11 @@ struct kq_tag {
 	u16 head;
 	bool pushed;
 	bool aborted;
-	bool lost;           /* with its queue pair: it waits for lost_work, whatever comes after */
-	unsigned long since; /* jiffies, when pushed */
+	bool lost;   /* with its queue pair: it waits for lost_work, whatever comes after */
+	bool failed; /* for now: pushed, but with the controller no more until it is due */
+	u8 retries;
+	unsigned long since; /* jiffies, when pushed; failed: when it is due again */
+	struct vql_nvme_sqe sqe;
 };
 
 struct vql_kq {
@@ -45,7 +53,11 @@ struct vql_kq {
 	u32 disks;             /* that have tags */
 	struct list_head line; /* lanes that wait for tags, the first one first */
 
+	bool retrying; /* retry is to come, at retry_at (jiffies) */
+	unsigned long retry_at;
+
 	struct delayed_work watch;
+	struct delayed_work retry;
 	struct work_struct lost_work;
 };
 
@@ -58,5 +70,25 @@ void vql_kq_free_all_tags(struct vql_kq *kq);
  * when it leaves the line. Those before it wait for tags that others give back, and then this is called again.
  */
 void vql_kq_wake_line(struct vql_kq *kq);
+
+/* ---- kq.c ---- */
+
+/* The last reference's end is the structure's. */
+void vql_kq_release(struct vql_kq *kq);
+/*
+ * Under kq->lock: into the submission queue of a live queue pair, where as many commands fit as there are tags; and
+ * tell the controller of all that are there.
+ */
+void vql_kq_submit(struct vql_kq *kq, u16 tag);
+void vql_kq_ring_locked(struct vql_kq *kq);
+
+/* ---- kq_retry.c ---- */
+
+/*
+ * Under kq->lock. Is the command @cqe of, which has ended with an error, to be submitted again? Then it keeps its tag,
+ * and so its list and its place in its request, which keeps the lane, and the guest's memory, where they are.
+ */
+bool vql_kq_fails_for_now(struct vql_kq *kq, const struct vql_nvme_cqe *cqe);
+void vql_kq_retry(struct work_struct *work);
 
 #endif

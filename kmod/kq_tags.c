@@ -20,7 +20,8 @@ void vql_kq_free_tag(struct vql_kq *kq, u16 tag)
 		kq->disks--;
 	t->held = NULL;
 	t->lane = NULL;
-	t->pushed = t->lost = false;
+	t->pushed = t->lost = t->failed = false;
+	t->retries = 0;
 	kq->free[kq->nfree++] = tag;
 }
 

@@ -118,7 +118,7 @@ struct vql_lane_part {
 	struct vql_kq *kq;
 	u32 at; /* kq's place in kqs */
 	u16 tag;
-	struct vql_nvme_sqe sqe;
+	struct vql_nvme_sqe *sqe; /* the tag's (vql_kq_sqe()) */
 };
 
 /* What is needed for one request at a time. */
@@ -283,11 +283,12 @@ void vql_kq_abandon(struct vql_kq *kq, const struct vql_lane *lane);
 void vql_kq_synchronize(struct vql_kq *kq);
 
 struct vql_kq_limits {
-	u32 max_transfer;
+	struct vql_nvme_limits most;
 	bool sgl;
 	bool volatile_cache;
 	bool write_zeroes;
 	bool discard;
+	u16 crdt[3]; /* command retry delay times, in 100 ms */
 };
 const struct vql_kq_limits *vql_kq_limits(const struct vql_kq *kq);
 struct vql_ctrl *vql_kq_ctrl(struct vql_kq *kq);
@@ -302,8 +303,13 @@ void vql_kq_cancel(struct vql_kq *kq, u16 tag);
 /* The page for the tag's list. */
 void *vql_kq_page(struct vql_kq *kq, u16 tag);
 u64 vql_kq_page_dma(struct vql_kq *kq, u16 tag);
+/*
+ * The tag's command, for who has reserved it to write. It stays there until the command has ended, in case that it
+ * fails for now and is submitted again.
+ */
+struct vql_nvme_sqe *vql_kq_sqe(struct vql_kq *kq, u16 tag);
 /* False: the queue pair was lost, and so is the command; the tag is free. */
-bool vql_kq_push(struct vql_kq *kq, u16 tag, const struct vql_nvme_sqe *sqe);
+bool vql_kq_push(struct vql_kq *kq, u16 tag);
 void vql_kq_ring(struct vql_kq *kq);
 /* Its identifier on the controller, for traces. */
 u16 vql_kq_qid(const struct vql_kq *kq);

@@ -260,15 +260,15 @@ static u64 build_data(struct vql_lane_dma *dma, const struct place *at, u64 limi
 	bool sgl = false;
 	u64 done;
 
-	done = build(dma, *at, limit, false, page, page_dma, &part->sqe);
+	done = build(dma, *at, limit, false, page, page_dma, part->sqe);
 	if (done == limit)
 		return done;
 	if (vql_kq_limits(part->kq)->sgl) {
 		sgl = true;
-		done = build(dma, *at, limit, true, page, page_dma, &part->sqe);
+		done = build(dma, *at, limit, true, page, page_dma, part->sqe);
 	}
 	if (done & partial) /* a list has no entry too many */
-		build(dma, *at, done & ~partial, sgl, page, page_dma, &part->sqe);
+		build(dma, *at, done & ~partial, sgl, page, page_dma, part->sqe);
 	return done & ~partial;
 }
 
@@ -296,7 +296,8 @@ static struct vql_lane_part *new_part(struct vql_lane *lane, u16 head,
 	part->kq = lane->config->kqs[at];
 	part->at = at;
 	part->tag = (u16)tag;
-	vql_nvme_command(&part->sqe, opcode, 0, t->nsid);
+	part->sqe = vql_kq_sqe(part->kq, part->tag);
+	vql_nvme_command(part->sqe, opcode, 0, t->nsid);
 	s->nparts++;
 	return part;
 }
@@ -314,14 +315,12 @@ static u32 fua(const struct vql_lane *lane, const struct vql_lane_part *part)
 	return lane->durable && vql_kq_limits(part->kq)->volatile_cache ? VQL_NVME_FUA : 0;
 }
 
-/* The most bytes that one command moves from @offset on. */
-static u64 command_limit(const struct vql_lane_target *t, u64 offset, u64 left, u64 most)
+/* How much of @left bytes at @offset one command does. */
+static u64 command_limit(const struct vql_lane *lane, const struct vql_lane_target *t, u32 op,
+			 u64 offset, u64 left)
 {
-	u64 limit = min(left, most);
-
-	if (t->boundary)
-		limit = min(limit, t->boundary - offset % t->boundary);
-	return limit;
+	return vql_nvme_most(&vql_kq_limits(lane->config->kqs[t->view])->most, op, t->block_shift,
+			     t->boundary, offset, left);
 }
 
 /* Read or write @bytes at @offset of the namespace; @at moves on. */
@@ -339,11 +338,11 @@ static int plan_data(struct vql_lane *lane, u16 head, struct vql_lane_io *io,
 
 		if (!part)
 			return err;
-		limit = command_limit(t, offset, bytes, vql_kq_limits(part->kq)->max_transfer);
+		limit = command_limit(lane, t, io->io.op, offset, bytes);
 		done = build_data(&lane->dma[t->view], at, limit, partial, part);
 		if (!done)
 			return VQL_LANE_SHAPE; /* it needs a copy: the daemon's */
-		vql_nvme_blocks(&part->sqe, offset >> t->block_shift, (u32)(done >> t->block_shift),
+		vql_nvme_blocks(part->sqe, offset >> t->block_shift, (u32)(done >> t->block_shift),
 				read ? 0 : fua(lane, part));
 		offset += done;
 		bytes -= done;
@@ -366,9 +365,8 @@ static int plan_zeroes(struct vql_lane *lane, u16 head, struct vql_lane_io *io,
 
 		if (!part)
 			return err;
-		done = vql_nvme_zeroes_most(t->block_shift, vql_kq_limits(part->kq)->max_transfer);
-		done = command_limit(t, offset, bytes, done);
-		vql_nvme_blocks(&part->sqe, offset >> t->block_shift, (u32)(done >> t->block_shift),
+		done = command_limit(lane, t, io->io.op, offset, bytes);
+		vql_nvme_blocks(part->sqe, offset >> t->block_shift, (u32)(done >> t->block_shift),
 				deac | fua(lane, part));
 		offset += done;
 		bytes -= done;
@@ -387,13 +385,14 @@ static int plan_discard(struct vql_lane *lane, u16 head, struct vql_lane_io *io,
 	}
 	while (bytes) {
 		struct vql_lane_part *part = new_part(lane, head, t, VQL_NVME_DSM, &err);
-		u64 done = min_t(u64, bytes, VQL_LANE_DISCARD_BYTES);
+		u64 done = min_t(u64, command_limit(lane, t, io->io.op, offset, bytes),
+				 VQL_LANE_DISCARD_BYTES);
 
 		if (!part)
 			return err;
 		if (fua(lane, part))
 			return VQL_LANE_SHAPE; /* a flush would have to follow */
-		vql_nvme_deallocate(&part->sqe, vql_kq_page(part->kq, part->tag),
+		vql_nvme_deallocate(part->sqe, vql_kq_page(part->kq, part->tag),
 				    vql_kq_page_dma(part->kq, part->tag), offset >> t->block_shift,
 				    (u32)(done >> t->block_shift));
 		offset += done;
@@ -570,7 +569,7 @@ int vql_lane_submit(struct vql_lane *lane, u16 head, struct vql_lane_io *io)
 	io->lost = false;
 	io->trace.submitted = s->nparts ? ktime_get_ns() : 0;
 	for (i = 0; i < s->nparts; i++) {
-		if (vql_kq_push(s->parts[i].kq, s->parts[i].tag, &s->parts[i].sqe)) {
+		if (vql_kq_push(s->parts[i].kq, s->parts[i].tag)) {
 			lane->dma[s->parts[i].at].ring = true;
 			trace_vqlane_submit(&io->trace, vql_kq_qid(s->parts[i].kq),
 					    s->parts[i].tag);

@@ -51,6 +51,15 @@ enum {
 	/* Requests taken from one queue before the next queue has its turn. */
 	VQL_BATCH = 32,
 
+	/*
+	 * NVMe commands that have failed for now (vql_nvme_retry_ms()): how often each is submitted again; after how
+	 * many ms the first time, and four times as long each time after; and the longest that a drive may ask for.
+	 * Five times this is what a guest's drain may have to wait for.
+	 */
+	VQL_NVME_RETRIES = 5,
+	VQL_NVME_RETRY_MS = 10,
+	VQL_NVME_RETRY_MOST_MS = 3000,
+
 	/* The serial number that GET_ID returns (virtio 1.3 §5.2.6). */
 	VQL_ID_BYTES = 20,
 };

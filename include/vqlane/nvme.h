@@ -91,6 +91,30 @@ struct vql_nvme_dsm_range {
 };
 VQL_STATIC_ASSERT(sizeof(struct vql_nvme_dsm_range) == 16, "NVM §3.2.3");
 
+/* What a controller does with one command. */
+struct vql_nvme_limits {
+	__u32 max_transfer; /* bytes of a read or write, a multiple of 4096 */
+	__u32 max_zeroes;   /* bytes of a Write Zeroes, likewise (WZSL); 0: it does not say */
+	__u32 max_discard;  /* blocks of a range to deallocate (DMRSL, DMSL); 0: it does not say */
+};
+
+/*
+ * From what Identify tells: MDTS and WZSL in bytes, DMRSL and DMSL in blocks; 0: no limit, but for @max_transfer. A
+ * discard is one range here, so both are its.
+ */
+VQL_INLINE struct vql_nvme_limits vql_nvme_limits_of(__u32 max_transfer, __u32 wzsl, __u32 dmrsl,
+						     __u64 dmsl)
+{
+	struct vql_nvme_limits l;
+
+	l.max_transfer = max_transfer;
+	l.max_zeroes = wzsl & ~(__u32)(VQL_NVME_PAGE_BYTES - 1);
+	l.max_discard = dmrsl;
+	if (dmsl && dmsl < (dmrsl ? dmrsl : ~0u))
+		l.max_discard = (__u32)dmsl;
+	return l;
+}
+
 /*
  * A queue pair as its user sees it, and what its controller can do. All memory is the maker's and
  * outlives the user; queues, list pool and shadows are memory that the controller reads and writes
@@ -109,9 +133,10 @@ struct vql_nvme_queue {
 	__u64 pool_dma;     /* DMA address of pool, page-aligned, contiguous */
 	const __u32 *state; /* 0 = live; anything else: the queue pair is lost */
 	__u32 pool_pages;
-	__u32 depth;         /* entries of either queue */
-	__u32 max_transfer;  /* bytes of one read or write, a multiple of 4096 */
+	__u32 depth; /* entries of either queue */
+	struct vql_nvme_limits limits;
 	__u16 qid;           /* queue identifier, for those who trace */
+	__u16 crdt[3];       /* command retry delay times (CRDT1…3), in 100 ms */
 	bool sgl;            /* SGLs, of any alignment and granularity (SGLS 01b) */
 	bool volatile_cache; /* VWC: there is something to flush */
 	bool write_zeroes;   /* ONCS bit 3 */
@@ -146,7 +171,14 @@ VQL_INLINE bool vql_nvme_cqe_take(const struct vql_nvme_cqe *entry, __u32 phase,
 	return true;
 }
 
-/* Status code type in bits 10:8, status code in bits 7:0 (§3.3.3.2.1). */
+/*
+ * The status field (§3.3.3.2.1) without the phase: do not retry in bit 14, command retry delay in bits 12:11, status
+ * code type in bits 10:8, status code in bits 7:0.
+ */
+#define VQL_NVME_DNR 0x4000u
+#define VQL_NVME_CRD_SHIFT 11
+#define VQL_NVME_SCT_SHIFT 8
+#define VQL_NVME_SCT_MEDIA 2u
 #define VQL_NVME_SC_INVALID_OPCODE 0x001u
 #define VQL_NVME_SC_ABORTED 0x007u
 #define VQL_NVME_SC_SQ_DELETED 0x008u
@@ -164,6 +196,35 @@ VQL_INLINE enum vql_status vql_nvme_status(const struct vql_nvme_cqe *cqe)
 	case VQL_NVME_SC_INVALID_OPCODE: return VQL_STATUS_UNSUPP;
 	default: return VQL_STATUS_IOERR;
 	}
+}
+
+/*
+ * A command has ended with the error @status (the status field without the phase): in how many ms, at most
+ * VQL_NVME_RETRY_MOST_MS, is it to be submitted again? Negative: never, its error is final.
+ *
+ * @retries: how often it was already. @aborted: we had it aborted, because it took too long; that it was, is no
+ * verdict on the command, so DNR does not count. @crdt: the controller's CRDT1…3, in 100 ms.
+ *
+ * As Linux' own driver has it: DNR decides, whatever the error (path errors included), and the drive says how long
+ * to wait. A drive that does not say (it is only asked to with CRDT1 set and host behavior ACRE) is given a growing
+ * time to become ready again; a bad block none: time does not help it, and a guest waits.
+ */
+VQL_INLINE int vql_nvme_retry_ms(__u32 status, __u32 retries, bool aborted, const __u16 *crdt)
+{
+	const __u32 crd = status >> VQL_NVME_CRD_SHIFT & 3u;
+	__u32 ms;
+
+	if (!(status & 0x7ffu) || retries >= VQL_NVME_RETRIES)
+		return -1;
+	if (status & VQL_NVME_DNR && !(aborted && (status & 0x7ffu) == VQL_NVME_SC_ABORTED))
+		return -1;
+	if (crd)
+		ms = 100u * crdt[crd - 1];
+	else if ((status >> VQL_NVME_SCT_SHIFT & 7u) == VQL_NVME_SCT_MEDIA)
+		ms = 0;
+	else
+		ms = (__u32)VQL_NVME_RETRY_MS << 2 * retries;
+	return ms < VQL_NVME_RETRY_MOST_MS ? (int)ms : VQL_NVME_RETRY_MOST_MS;
 }
 
 /* ---- Doorbells ---- */
@@ -327,15 +388,34 @@ VQL_INLINE void vql_nvme_blocks(struct vql_nvme_sqe *sqe, __u64 lba, __u32 block
 }
 
 /*
- * The most bytes for one Write Zeroes, of blocks of 1 << @block_shift bytes. MDTS (@max_transfer) does not
- * apply to a command that transfers nothing, but there are controllers that fail a larger one; Linux's own
- * driver does not ask for more either.
+ * How many of the @left bytes at @offset one command is to do, in blocks of 1 << @block_shift bytes, all of which are
+ * multiples of that: at most what the controller takes, and, but for a discard, which moves no data and may well be
+ * large, none beyond a multiple of @boundary (NOIOB in bytes; 0: none).
+ *
+ * MDTS does not apply to a Write Zeroes, which transfers nothing; but there are controllers that fail a larger one, and
+ * Linux's own driver does not ask for more either, unless the controller says how much (WZSL).
  */
-VQL_INLINE __u64 vql_nvme_zeroes_most(__u32 block_shift, __u64 max_transfer)
+VQL_INLINE __u64 vql_nvme_most(const struct vql_nvme_limits *l, __u32 op, __u32 block_shift,
+			       __u64 boundary, __u64 offset, __u64 left)
 {
-	const __u64 most = (__u64)VQL_NVME_MAX_BLOCKS << block_shift;
+	__u64 most = l->max_transfer, to_boundary;
 
-	return max_transfer < most ? max_transfer : most;
+	if (op == VQL_OP_DISCARD) {
+		most = (__u64)(l->max_discard ? l->max_discard : ~0u) << block_shift;
+		return left < most ? left : most;
+	}
+	if (op == VQL_OP_WRITE_ZEROES && l->max_zeroes)
+		most = l->max_zeroes;
+	if (most > (__u64)VQL_NVME_MAX_BLOCKS << block_shift)
+		most = (__u64)VQL_NVME_MAX_BLOCKS << block_shift;
+	if (most > left)
+		most = left;
+	if (boundary) {
+		to_boundary = boundary - offset % boundary;
+		if (most > to_boundary)
+			most = to_boundary;
+	}
+	return most;
 }
 
 /* Dataset Management, deallocate: @range is a page of the controller's, at DMA address @dma. */

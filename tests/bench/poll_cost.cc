@@ -171,7 +171,7 @@ class controller {
         q.state = state_;
         q.pool_pages = pool_pages;
         q.depth = depth;
-        q.max_transfer = 128 << 10;
+        q.limits.max_transfer = 128 << 10;
         return q;
     }
 

@@ -598,4 +598,26 @@ TEST_CASE("requests that touch a bad block fail, and no others", "[.][drive-erro
     }
 }
 
+TEST_CASE("a block that fails once is tried again, and the guest sees no error",
+          "[.][drive-errors]") {
+    constexpr uint64_t reads = 16384, writes = 32768, step = 512, blocks = 8; // sectors
+    test_daemon daemon(victim_disk(0, bad_bytes));
+    test_guest guest(daemon.device("victim0"), loaded_guest());
+    std::vector<std::byte> whole(step * sector_bytes), back(whole.size());
+    random_source(test_seed(1610)).fill(whole);
+    for (uint64_t n = 0; n < blocks; n++) {
+        const uint64_t at = reads + n * step, to = writes + n * step;
+        INFO("sectors " << at << " and " << to);
+        REQUIRE(guest.driver.write(at, whole).status == blk_ok);
+        REQUIRE(guest.driver.read(at, back).status == blk_ok); // one of its commands has failed
+        CHECK(back == whole);
+        REQUIRE(guest.driver.write(to, whole).status == blk_ok); // … and of these
+        REQUIRE(guest.driver.read(to, back).status == blk_ok);
+        CHECK(back == whole);
+    }
+    nlohmann::json ops = daemon.control().result({{"op", "stats"}}).at("disks")[0].at("ops");
+    CHECK(ops.at("read").at("errors") == 0);
+    CHECK(ops.at("write").at("errors") == 0);
+}
+
 } // namespace vql::guest

@@ -269,6 +269,60 @@ TEST_CASE("nvme: write zeroes is a command or writes of zeroes, and may dealloca
     CHECK(r.model.count().deallocated == (r.options.write_zeroes && unmap ? 150000 : 0));
 }
 
+TEST_CASE("nvme: discards and write zeroes are cut to what the controller says that it takes") {
+    nvme_rig r({.boundary_blocks = 96,
+                .max_transfer = 128 << 10,
+                .max_zeroes = GENERATE(0u, 16u << 10, 1u << 20),
+                .max_discard = GENERATE(0u, 1u, 7u, 100u)});
+    std::fill(r.model.disk().begin(), r.model.disk().end(), uint8_t{0xff});
+    CHECK(r.run_one(r.make(1, VQL_OP_DISCARD, 5, 1000)) == VQL_STATUS_OK);
+    CHECK(all_zero(r.model.block(5), 1000 * 512));
+    CHECK(*r.model.block(1005) == 0xff);
+    CHECK(r.model.count().deallocated == 1000);
+    const uint64_t most = r.options.max_discard ? r.options.max_discard : 1000;
+    CHECK(r.model.count().commands[VQL_NVME_DSM] == (999 / most) + 1);
+    CHECK(r.run_one(r.make(2, VQL_OP_WRITE_ZEROES, 2000, 1000)) == VQL_STATUS_OK);
+    CHECK(all_zero(r.model.block(2000), 1000 * 512));
+    CHECK(*r.model.block(3000) == 0xff);
+}
+
+TEST_CASE("nvme: how much one command does") {
+    const vql_nvme_limits silent = {128 << 10, 0, 0}, says = {128 << 10, 1 << 20, 100};
+    const uint64_t large = 1ull << 31;
+    for (const uint32_t op : {VQL_OP_READ, VQL_OP_WRITE}) {
+        CHECK(vql_nvme_most(&silent, op, 9, 0, 512, large) == 128 << 10);
+        CHECK(vql_nvme_most(&silent, op, 9, 0, 512, 4096) == 4096);
+        CHECK(vql_nvme_most(&says, op, 9, 0, 512, large) == 128 << 10);
+        CHECK(vql_nvme_most(&says, op, 12, 96 << 10, 80 << 10, large) == 16 << 10);
+        CHECK(vql_nvme_most(&says, op, 12, 96 << 10, 96 << 10, large) == 96 << 10);
+    }
+    const uint32_t zeroes = VQL_OP_WRITE_ZEROES, discard = VQL_OP_DISCARD;
+    CHECK(vql_nvme_most(&silent, zeroes, 9, 0, 0, large) == 128 << 10);
+    CHECK(vql_nvme_most(&says, zeroes, 9, 0, 0, large) == 1 << 20);
+    CHECK(vql_nvme_most(&says, zeroes, 9, 96 << 10, 80 << 10, large) == 16 << 10);
+    CHECK(vql_nvme_most(&says, zeroes, 9, 0, 0, 512) == 512);
+    const auto limits = [](uint32_t wzsl, uint32_t dmrsl, uint64_t dmsl) {
+        return vql_nvme_limits_of(4096, wzsl, dmrsl, dmsl);
+    };
+    CHECK(limits(0, 0, 0).max_transfer == 4096);
+    CHECK(limits(8192, 0, 0).max_zeroes == 8192);
+    CHECK(limits(0, 0, 0).max_discard == 0);
+    CHECK(limits(0, 5, 0).max_discard == 5);
+    CHECK(limits(0, 5, 7).max_discard == 5);
+    CHECK(limits(0, 7, 5).max_discard == 5);
+    CHECK(limits(0, 0, 5).max_discard == 5);
+    CHECK(limits(0, 0, 1ull << 40).max_discard == 0);
+    CHECK(limits(0, 6, 1ull << 40).max_discard == 6);
+    // NLB has 16 bits.
+    const vql_nvme_limits all = {1u << 31, 1u << 31, 0};
+    CHECK(vql_nvme_most(&all, VQL_OP_READ, 9, 0, 0, large) == 32 << 20);
+    CHECK(vql_nvme_most(&all, zeroes, 12, 0, 0, large) == 256 << 20);
+    CHECK(vql_nvme_most(&all, discard, 9, 4096, 512, large) == large);
+    CHECK(vql_nvme_most(&says, discard, 9, 0, 512, large) == 100 * 512);
+    CHECK(vql_nvme_most(&says, discard, 12, 0, 0, large) == 100 * 4096);
+    CHECK(vql_nvme_most(&says, discard, 12, 0, 0, 8192) == 8192);
+}
+
 TEST_CASE("nvme: what is no whole block, and an unknown operation, are refused") {
     nvme_rig r({.block_bytes = 4096});
     const std::vector<vql_seg> data = {{r.guest(), 8192}};
@@ -464,7 +518,7 @@ TEST_CASE("nvme: a queue or pool that cannot serve is refused with the reason") 
         q.pool_pages = q.depth;
     }
     SECTION("transfer") {
-        q.max_transfer = GENERATE(0u, 512u, 6144u);
+        q.limits.max_transfer = GENERATE(0u, 512u, 6144u);
     }
     const auto opened = engine.open(q);
     REQUIRE_FALSE(opened);

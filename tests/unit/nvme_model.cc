@@ -78,11 +78,13 @@ vql_nvme_queue nvme_model::queue() {
     q.pool_pages = pool_pages_;
     q.depth = o_.depth;
     q.qid = 7;
-    q.max_transfer = o_.max_transfer;
+    q.limits = {o_.max_transfer, o_.max_zeroes, o_.max_discard};
     q.sgl = o_.sgl;
     q.volatile_cache = o_.volatile_cache;
     q.write_zeroes = o_.write_zeroes;
     q.discard = o_.discard;
+    for (uint16_t i = 0; i < 3; i++)
+        q.crdt[i] = o_.crdt[i];
     return q;
 }
 
@@ -280,10 +282,13 @@ uint32_t nvme_model::execute(const vql_nvme_sqe& e) {
             return 0x01;
         if (e.cdw12 & ~0x4200ffffu || e.flags || e.data.prp[0] || e.data.prp[1])
             violation(e, "write zeroes with reserved fields");
-        if (blocks * o_.block_bytes > o_.max_transfer) { // as some controllers have it
-            violation(e, "more zeroes than MDTS");
+        // As some controllers have it that do not say what they take.
+        if (blocks * o_.block_bytes > (o_.max_zeroes ? o_.max_zeroes : o_.max_transfer)) {
+            violation(e, "more zeroes than WZSL, or MDTS");
             return 0x02;
         }
+        if (crosses_boundary(lba, blocks))
+            violation(e, "crosses the namespace's boundary");
         std::memset(block(lba), 0, blocks * o_.block_bytes);
         if (e.cdw12 & 1u << 25)
             count_.deallocated += blocks;
@@ -303,7 +308,7 @@ uint32_t nvme_model::execute_data(const vql_nvme_sqe& e, uint64_t lba, uint64_t 
         violation(e, "more than MDTS");
         return 0x02;
     }
-    if (o_.boundary_blocks && lba / o_.boundary_blocks != (lba + blocks - 1) / o_.boundary_blocks)
+    if (crosses_boundary(lba, blocks))
         violation(e, "crosses the namespace's boundary");
     if (!find_data(e, bytes))
         return 0x02;
@@ -338,6 +343,10 @@ uint32_t nvme_model::execute_dsm(const vql_nvme_sqe& e) {
     std::memcpy(&range, runs_[0].at, sizeof(range));
     if (range.lba >= o_.blocks || range.blocks > o_.blocks - range.lba || !range.blocks) {
         violation(e, "a range beyond the end, or empty");
+        return 0x80;
+    }
+    if (o_.max_discard && range.blocks > o_.max_discard) {
+        violation(e, "a larger range than DMRSL");
         return 0x80;
     }
     std::memset(block(range.lba), 0, uint64_t(range.blocks) * o_.block_bytes);
@@ -415,8 +424,9 @@ void nvme_model::post(uint16_t cid, uint32_t code) {
     e.sq_head = uint16_t(sq_head_);
     e.sq_id = 1;
     e.cid = cid;
-    // Do Not Retry, when it is an error.
-    const auto status = uint16_t((code ? code | 1u << 14 : 0) << 1 | phase_);
+    // Do Not Retry, when it is an error that lasts.
+    const uint32_t lasts = code && !(code & for_now) ? 1u << 14 : 0;
+    const auto status = uint16_t(((code & 0x3fff) | lasts) << 1 | phase_);
     vql_store_release(&e.status, status);
     if (++cq_tail_ == o_.depth) {
         cq_tail_ = 0;

@@ -8,6 +8,7 @@
 // come before, and violations(), which comes after it has ended.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -26,6 +27,8 @@ class nvme_model {
         uint32_t nsid = 1;
         uint32_t boundary_blocks = 0;
         uint32_t max_transfer = 128 << 10;
+        uint32_t max_zeroes = 0;  // WZSL in bytes; 0: it does not say
+        uint32_t max_discard = 0; // DMRSL in blocks
         uint32_t depth = 64;
         uint32_t bounce_pages = 8; // of the pool, besides lists and zeroes
         bool sgl = false;
@@ -33,6 +36,7 @@ class nvme_model {
         bool volatile_cache = true;
         bool write_zeroes = true;
         bool discard = true;
+        std::array<uint16_t, 3> crdt{}; // command retry delays, in 100 ms
         uint64_t shuffle = 0; // seed: complete in random order; 0: in the order of submission
     };
     // What a command did, as far as tests want to know.
@@ -57,7 +61,9 @@ class nvme_model {
     // stay neighbours in random runs.
     std::vector<uint64_t> map(uint8_t* base, uint64_t bytes, uint64_t seed);
 
-    // Returns the status code that a command is to end with; 0: execute it. Called once a command.
+    // Returns the status code that a command is to end with, with a command retry delay in bits
+    // 12:11; 0: execute it. Called once a command. It is not to be retried, but for this bit.
+    static constexpr uint32_t for_now = 1u << 15;
     std::function<uint32_t(const vql_nvme_sqe&)> inject;
 
     // Read new commands. Returns how many are under way.
@@ -115,6 +121,10 @@ class nvme_model {
     uint32_t execute(const vql_nvme_sqe& e);
     uint32_t execute_data(const vql_nvme_sqe& e, uint64_t lba, uint64_t blocks);
     uint32_t execute_dsm(const vql_nvme_sqe& e);
+    bool crosses_boundary(uint64_t lba, uint64_t blocks) const {
+        return o_.boundary_blocks &&
+               lba / o_.boundary_blocks != (lba + blocks - 1) / o_.boundary_blocks;
+    }
     void mark(uint64_t lba, uint64_t blocks, bool stable);
     bool cq_full();
 

@@ -69,6 +69,7 @@ class nvme_rig {
         std::map<uint64_t, vql_status> all = collect();
         for (int idle = 0; engine.in_flight(); idle++) {
             REQUIRE(idle < 10000);
+            engine.retry(now += ms);
             engine.flush();
             model.drain();
             engine.reap();
@@ -87,6 +88,8 @@ class nvme_rig {
     nvme_model model;
     nvme_engine engine;
     target where;
+    static constexpr uint64_t ms = 1'000'000;
+    uint64_t now = 1; // the poller's clock
     uint64_t unexpected_wanted = 0;
     __u64 bounced = 0;
 

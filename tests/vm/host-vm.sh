@@ -38,10 +38,22 @@ vm_namespace() {
         -device "nvme-ns,id=$1-ns,bus=$2,nsid=${5:-1},drive=$1-image${4:+,$4}")
 }
 
-# blkdebug_rule N read|write SECTOR: the Nth rule, that such a request fails, each time.
+# blkdebug_rule N read|write SECTOR [ONCE]: the Nth rule, that such a request fails, each time; or only the first one,
+# if ONCE is on. The drive says of neither that it is not to be retried.
 blkdebug_rule() {
     local rule=file.inject-error.$1
-    printf '%s' "$rule.event=none,$rule.iotype=$2,$rule.sector=$3,$rule.errno=5,$rule.once=off"
+    printf '%s' "$rule.event=none,$rule.iotype=$2,$rule.sector=$3,$rule.errno=5,$rule.once=${4:-off}"
+}
+
+# blkdebug_bad: the rules of the drive that fails; drive_test.cc knows them.
+blkdebug_bad() {
+    local rules n
+    rules=$(blkdebug_rule 0 read 2048),$(blkdebug_rule 1 write 4096)
+    for n in {0..7}; do
+        rules+=,$(blkdebug_rule $((2 + 2 * n)) read $((16384 + 512 * n)) on)
+        rules+=,$(blkdebug_rule $((3 + 2 * n)) write $((32768 + 512 * n)) on)
+    done
+    printf '%s' "$rules"
 }
 
 # vm_drives FOLDER [EXTRA]: sets host_drives to QEMU's arguments for the drives above, with images in FOLDER.
@@ -68,7 +80,7 @@ vm_drives() {
         case $extra in
         failing)
             vm_controller vql-bad vql-bad
-            vm_namespace vql-bad vql-bad 64M '' 1 "$(blkdebug_rule 0 read 2048),$(blkdebug_rule 1 write 4096)"
+            vm_namespace vql-bad vql-bad 64M '' 1 "$(blkdebug_bad)"
             ;;
         *) die "'$extra' is not one of the drives that a case can ask for" ;;
         esac

@@ -145,7 +145,8 @@ nvme_queue controller::queue_of(const guarded_pair& p) const {
     nvme_queue q = p.pair.queue();
     q.sgl = (info_.sgls & 3) == 1; // NVMe 2.0 figure 275: 01b = supported, no alignment asked for
     q.volatile_cache = info_.volatile_cache;
-    q.max_transfer = info_.max_transfer;
+    q.limits = vql_nvme_limits_of(info_.max_transfer, info_.wzsl, info_.dmrsl, info_.dmsl);
+    std::copy(std::begin(info_.crdt), std::end(info_.crdt), std::begin(q.crdt));
     q.write_zeroes = info_.oncs & 1u << 3;
     q.discard = info_.oncs & 1u << 2;
     return q;

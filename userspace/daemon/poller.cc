@@ -168,8 +168,11 @@ bool poller::round() {
     if (left_round_)
         leave_round();
     first_ = n ? (first_ + 1) % n : 0; // when requests run out, another one is first next time
-    for (nvme_lane* lane : lanes_)
+    for (nvme_lane* lane : lanes_) {
+        if (VQL_UNLIKELY(lane->engine.retry_at() <= now))
+            lane->engine.retry(now);
         lane->engine.flush(); // one doorbell for the whole round
+    }
     answer_done();
     if (io_uring_sq_ready(&ring_)) {
         uring_.flush();
@@ -209,6 +212,7 @@ void poller::sleep() {
     if (mail_.load(std::memory_order_acquire))
         return;
     bool in_flight = false;
+    uint64_t until = last_round_ns_ + second_ns; // to find what is overdue
     for (nvme_lane* lane : lanes_) {
         if (!lane->engine.in_flight())
             lane->stuck.store(false, std::memory_order_relaxed); // nobody looks before we wake
@@ -218,6 +222,7 @@ void poller::sleep() {
             return; // nothing would wake us: go on looking
         lane->arm();
         in_flight = true;
+        until = std::min(until, lane->engine.retry_at());
         if (lane->engine.pending()) // it came before the interrupt was armed
             return;
     }
@@ -226,7 +231,9 @@ void poller::sleep() {
         io_uring_submit_and_wait(&ring_, 1);
         return;
     }
-    __kernel_timespec limit{.tv_sec = 1, .tv_nsec = 0}; // to find what is overdue
+    const auto wait_ns = int64_t(until - std::min(until, last_round_ns_));
+    __kernel_timespec limit{.tv_sec = wait_ns / int64_t(second_ns),
+                            .tv_nsec = wait_ns % int64_t(second_ns)};
     io_uring_cqe* first = nullptr;
     io_uring_submit_and_wait_timeout(&ring_, &first, 1, &limit, nullptr);
 }

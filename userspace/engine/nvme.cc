@@ -47,8 +47,8 @@ result<void> nvme_engine::open(const nvme_queue& q) {
     if (q.pool_pages < q.depth + 1)
         return error{"a pool of " + std::to_string(q.pool_pages) + " pages; queues of " +
                      std::to_string(q.depth) + " entries need " + std::to_string(q.depth + 1)};
-    if (!q.max_transfer || q.max_transfer % VQL_NVME_PAGE_BYTES)
-        return error{"transfers of at most " + std::to_string(q.max_transfer) +
+    if (!q.limits.max_transfer || q.limits.max_transfer % VQL_NVME_PAGE_BYTES)
+        return error{"transfers of at most " + std::to_string(q.limits.max_transfer) +
                      " bytes; a multiple of 4096 is needed"};
     slots_.resize(q.depth - 1);
     commands_.resize(max_depth);
@@ -68,6 +68,8 @@ void nvme_engine::set_queue(const nvme_queue& q) {
     queue_ = q;
     tail_ = rung_ = head_ = 0;
     phase_ = 1;
+    failed_ = -1; // a new queue pair begins with all of it
+    retry_at_ = never;
     // One entry of a queue stays empty (§3.3.1.5), so that all commands under way fit.
     const auto n = uint32_t(std::min<size_t>(q.depth - 1, free_commands_.size()));
     nfree_ = 0;
@@ -75,19 +77,17 @@ void nvme_engine::set_queue(const nvme_queue& q) {
         c.owner = nullptr;
     for (uint32_t i = n; i-- > 0;)
         free_commands_[nfree_++] = uint16_t(i);
-    plain_bytes_ = std::min<uint64_t>(q.max_transfer, VQL_NVME_LIST_PRPS * VQL_NVME_PAGE_BYTES);
+    plain_bytes_ =
+        std::min<uint64_t>(q.limits.max_transfer, VQL_NVME_LIST_PRPS * VQL_NVME_PAGE_BYTES);
     zero_page_ = n;
     std::memset(page(zero_page_), 0, VQL_NVME_PAGE_BYTES);
     free_bounce_.clear();
-    for (uint32_t i = q.pool_pages; --i > zero_page_;)
+    for (uint32_t i = std::min(q.pool_pages, max_pool_pages); --i > zero_page_;)
         if (free_bounce_.size() < free_bounce_.capacity())
-            free_bounce_.push_back(int32_t(i));
+            free_bounce_.push_back(int16_t(i));
     assert(!free_bounce_.empty());
 }
 
-// The entry at the tail is complete. A later one's line is asked for, so that it is here, and ours,
-// when it is written: the controller had it last. (With a controller that is another CPU: 87 ns a
-// request without, 66 with.)
 inline void nvme_engine::push(slot& s, uint32_t index, uint64_t offset, uint64_t bytes) {
     command& c = commands_[index];
     c.owner = &s;
@@ -95,9 +95,10 @@ inline void nvme_engine::push(slot& s, uint32_t index, uint64_t offset, uint64_t
     c.since_ns = 0;
     c.bytes = uint32_t(bytes);
     c.bounce = -1;
+    c.retries = 0;
+    c.now = command::state::plain;
     nfree_--;
-    tail_ = tail_ + 1 == queue_.depth ? 0 : tail_ + 1;
-    VQL_PREFETCH_WRITE(&queue_.sq[ahead(tail_)]);
+    move_tail();
 }
 
 inline void nvme_engine::put(slot& s, uint32_t index, uint64_t bytes) {
@@ -105,10 +106,6 @@ inline void nvme_engine::put(slot& s, uint32_t index, uint64_t bytes) {
     s.commands++;
     s.offset += bytes;
     s.left -= bytes;
-}
-
-inline uint32_t nvme_engine::fua(const piece& p) const {
-    return p.durable && queue_.volatile_cache ? VQL_NVME_FUA : 0;
 }
 
 // What nearly all are: a read or write of one run of guest memory, that one command can carry.
@@ -185,7 +182,7 @@ void nvme_engine::submit() {
     start(s);
 }
 
-inline void nvme_engine::finish(slot& s) {
+[[gnu::always_inline]] inline void nvme_engine::finish(slot& s) {
     done_[ndone_++] = {s.p.owner, vql_status(s.status)};
     s.active = false;
     s.next = free_;
@@ -193,7 +190,7 @@ inline void nvme_engine::finish(slot& s) {
 }
 
 // Make the next commands of @s, which is not on the list, or put it there.
-inline void nvme_engine::proceed(slot& s) {
+[[gnu::always_inline]] inline void nvme_engine::proceed(slot& s) {
     if ((s.left || s.flush_next) && (waiting_head_ || lost() || !issue(s)))
         wait(s);
     else if (!s.commands)
@@ -276,7 +273,7 @@ bool nvme_engine::issue(slot& s) {
 
 uint32_t nvme_engine::begin(const slot& s, vql_nvme_opcode opcode, vql_nvme_sqe& sqe) const {
     const uint32_t index = free_commands_[nfree_ - 1];
-    vql_nvme_command(&sqe, opcode, cid_of(index), s.p.where->nsid);
+    command_of(s, index, opcode, sqe);
     return index;
 }
 
@@ -285,19 +282,18 @@ void nvme_engine::put(slot& s, uint32_t index, const vql_nvme_sqe& sqe, uint64_t
     put(s, index, bytes);
 }
 
-// The most that one read or write can move from where @s is.
-uint64_t nvme_engine::transfer_limit(const slot& s) const {
+// The most that one command of @op does from where @s is.
+uint64_t nvme_engine::limit_of(const slot& s, uint32_t op) const {
     const target& t = *s.p.where;
-    uint64_t limit = std::min<uint64_t>(s.left, queue_.max_transfer);
-    if (const uint64_t boundary = uint64_t(t.boundary_blocks) * t.block_bytes)
-        limit = std::min(limit, boundary - s.offset % boundary);
-    return limit;
+    const uint32_t shift = t.block_bytes == 4096 ? 12 : VQL_SECTOR_SHIFT;
+    return vql_nvme_most(&queue_.limits, op, shift, uint64_t(t.boundary_blocks) * t.block_bytes,
+                         s.offset, s.left);
 }
 
 bool nvme_engine::issue_data(slot& s) {
     const bool read = s.p.op == VQL_OP_READ;
     const uint32_t block = s.p.where->block_bytes;
-    const uint64_t limit = transfer_limit(s);
+    const uint64_t limit = limit_of(s, s.p.op);
     vql_nvme_sqe sqe;
     const uint32_t index = begin(s, read ? VQL_NVME_READ : VQL_NVME_WRITE, sqe);
     const uint64_t bytes = build(s, s.data, index, limit, sqe);
@@ -333,7 +329,7 @@ bool nvme_engine::issue_bounced(slot& s, uint32_t index, vql_nvme_sqe& sqe, uint
         if (build(s, at, index, block, scratch))
             break;
     }
-    const int32_t bounce = free_bounce_.back();
+    const int16_t bounce = free_bounce_.back();
     free_bounce_.pop_back();
     if (!read)
         copy_data(s.p, s.data.seg, s.data.skip, page(uint32_t(bounce)), bytes, false);
@@ -405,43 +401,54 @@ uint64_t nvme_engine::build_sgl(const piece& p, const cursor& at, uint32_t index
     return unmapped ? fault : done;
 }
 
-// WRITE ZEROES, or where the controller has no such command, writes of the page of zeroes.
-void nvme_engine::issue_zeroes(slot& s) {
+// WRITE ZEROES, or where the controller has no such command, a write of the page of zeroes. Returns
+// how many of @bytes that is.
+uint64_t nvme_engine::say_zeroes(const slot& s, uint32_t index, uint64_t offset, uint64_t bytes,
+                                 vql_nvme_sqe& sqe) const {
     const uint32_t block = s.p.where->block_bytes;
-    vql_nvme_sqe sqe;
     if (queue_.write_zeroes) {
-        const uint32_t index = begin(s, VQL_NVME_WRITE_ZEROES, sqe);
-        const uint32_t shift = block == 4096 ? 12 : VQL_SECTOR_SHIFT;
-        const uint64_t bytes =
-            std::min<uint64_t>(s.left, vql_nvme_zeroes_most(shift, queue_.max_transfer));
-        vql_nvme_blocks(&sqe, s.offset / block, uint32_t(bytes / block),
+        command_of(s, index, VQL_NVME_WRITE_ZEROES, sqe);
+        vql_nvme_blocks(&sqe, offset / block, uint32_t(bytes / block),
                         fua(s.p) | (s.p.flags & VQL_IO_UNMAP ? VQL_NVME_DEAC : 0));
-        return put(s, index, sqe, bytes);
+        return bytes;
     }
-    const uint32_t index = begin(s, VQL_NVME_WRITE, sqe);
-    const uint64_t limit = transfer_limit(s);
-    uint64_t bytes = 0;
+    uint64_t done = 0;
     vql_nvme_prp b;
+    command_of(s, index, VQL_NVME_WRITE, sqe);
     vql_nvme_prp_begin(&b, reinterpret_cast<__u64*>(page(index)));
-    while (bytes < limit) {
-        const uint64_t n = std::min<uint64_t>(limit - bytes, VQL_NVME_PAGE_BYTES);
+    while (done < bytes) {
+        const uint64_t n = std::min<uint64_t>(bytes - done, VQL_NVME_PAGE_BYTES);
         if (!vql_nvme_prp_add(&b, page_dma(zero_page_), n))
             break; // the list is full
-        bytes += n;
+        done += n;
     }
     vql_nvme_prp_end(&b, page_dma(index), &sqe);
-    vql_nvme_blocks(&sqe, s.offset / block, uint32_t(bytes / block), fua(s.p));
+    vql_nvme_blocks(&sqe, offset / block, uint32_t(done / block), fua(s.p));
+    return done;
+}
+
+void nvme_engine::issue_zeroes(slot& s) {
+    const uint32_t index = free_commands_[nfree_ - 1];
+    vql_nvme_sqe sqe;
+    const uint64_t limit = limit_of(s, queue_.write_zeroes ? VQL_OP_WRITE_ZEROES : VQL_OP_WRITE);
+    const uint64_t bytes = say_zeroes(s, index, s.offset, limit, sqe);
     put(s, index, sqe, bytes);
 }
 
-void nvme_engine::issue_discard(slot& s) {
+void nvme_engine::say_discard(const slot& s, uint32_t index, uint64_t offset, uint64_t bytes,
+                              vql_nvme_sqe& sqe) const {
     const uint32_t block = s.p.where->block_bytes;
-    const uint64_t blocks = std::min<uint64_t>(s.left / block, ~uint32_t{0});
-    vql_nvme_sqe sqe;
-    const uint32_t index = begin(s, VQL_NVME_DSM, sqe);
+    command_of(s, index, VQL_NVME_DSM, sqe);
     vql_nvme_deallocate(&sqe, reinterpret_cast<vql_nvme_dsm_range*>(page(index)), page_dma(index),
-                        s.offset / block, uint32_t(blocks));
-    put(s, index, sqe, blocks * block);
+                        offset / block, uint32_t(bytes / block));
+}
+
+void nvme_engine::issue_discard(slot& s) {
+    const uint32_t index = free_commands_[nfree_ - 1];
+    const uint64_t bytes = limit_of(s, VQL_OP_DISCARD);
+    vql_nvme_sqe sqe;
+    say_discard(s, index, s.offset, bytes, sqe);
+    put(s, index, sqe, bytes);
 }
 
 void nvme_engine::issue_flush(slot& s) {
@@ -470,14 +477,18 @@ bool nvme_engine::pending() const {
         unexpected_++;
         return true;
     }
-    // The queue pair is just being deleted, and the state word is about to say so: this command is
-    // as unfinished as those that get no completion at all.
-    if (VQL_UNLIKELY(vql_nvme_status_code(&cqe) == VQL_NVME_SC_SQ_DELETED))
+    if (VQL_UNLIKELY(vql_nvme_status_code(&cqe))) {
+        // The queue pair is just being deleted, and the state word is about to say so: this command
+        // is as unfinished as those that get no completion at all.
+        if (vql_nvme_status_code(&cqe) == VQL_NVME_SC_SQ_DELETED)
+            return true;
+        if (!fails_for_now(c, index, cqe.status >> 1))
+            end_command(c, index, vql_nvme_status(&cqe), EIO);
         return true;
+    }
     slot& s = *c.owner;
-    const vql_status status = vql_nvme_status(&cqe);
     if (VQL_UNLIKELY(c.bounce >= 0)) {
-        if (s.p.op == VQL_OP_READ && status == VQL_STATUS_OK) {
+        if (s.p.op == VQL_OP_READ) {
             copy_data(s.p, c.data.seg, c.data.skip, page(uint32_t(c.bounce)), c.bytes, true);
             // Zeroes may have been copied in place of data: then it is done again. The barrier
             // keeps the loads from the pool before that of the state word.
@@ -488,14 +499,27 @@ bool nvme_engine::pending() const {
         free_bounce_.push_back(c.bounce);
     }
     c.owner = nullptr;
-    c.generation = (c.generation + 1) & ((1u << (16 - index_bits)) - 1);
+    next_generation(c);
     free_commands_[nfree_++] = uint16_t(index);
     s.commands--;
-    if (VQL_UNLIKELY(status != VQL_STATUS_OK))
-        fail(s, status, c.offset, EIO);
     if (!s.waiting) // else serve_waiting() goes on with it
         proceed(s);
     return true;
+}
+
+// It has failed, and is not under way any more.
+[[gnu::noinline]] void nvme_engine::end_command(command& c, uint32_t index, vql_status status,
+                                                int err) {
+    slot& s = *c.owner;
+    if (c.bounce >= 0)
+        free_bounce_.push_back(c.bounce);
+    c.owner = nullptr;
+    next_generation(c);
+    free_commands_[nfree_++] = uint16_t(index);
+    s.commands--;
+    fail(s, status, c.offset, err);
+    if (!s.waiting)
+        proceed(s);
 }
 
 void nvme_engine::reap() {
@@ -526,6 +550,8 @@ void nvme_engine::reap() {
 void nvme_engine::fail(slot& s, vql_status status, uint64_t offset, int err) {
     s.left = 0;
     s.flush_next = false;
+    if (failed_ >= 0) // one of these may be its, and waits for nothing any more
+        retry_at_ = 0;
     if (s.status != VQL_STATUS_OK)
         return;
     s.status = status;
@@ -556,12 +582,14 @@ std::vector<uint16_t> nvme_engine::overdue(uint64_t now_ns, uint64_t limit_ns) {
     std::vector<uint16_t> late;
     for (uint32_t i = 0; i < commands_.size(); i++) {
         command& c = commands_[i];
-        if (!c.owner)
+        if (!c.owner || c.now == command::state::failed)
             continue;
         if (!c.since_ns)
             c.since_ns = now_ns;
-        else if (now_ns - c.since_ns >= limit_ns)
-            late.push_back(cid_of(i));
+        if (now_ns - c.since_ns < limit_ns)
+            continue;
+        c.now = command::state::aborted;
+        late.push_back(cid_of(i));
     }
     return late;
 }
@@ -590,6 +618,8 @@ std::vector<piece> nvme_engine::take_unfinished() {
         free_ = &s;
     }
     in_flight_ -= uint32_t(taken.size());
+    failed_ = -1;
+    retry_at_ = never;
     waiting_head_ = waiting_tail_ = nullptr;
     for (command& c : commands_)
         c.owner = nullptr; // the queue pair was lost: they never complete

@@ -10,6 +10,10 @@
 // Each command identifier owns one pool page for its list; then comes a page of zeroes; the rest is
 // for bouncing. A piece is finished when none of its commands is under way.
 //
+// A command that has failed for now (vql_nvme_retry_ms()) stays under way, with its identifier,
+// list and bounce page: it waits in a list of such, whose time the poller's clock tells, and is
+// made again from its piece.
+//
 // The queue pair may be lost at any moment: its memory is then replaced by zeroes under our hands,
 // after the state word was changed. So a completion, or data read through the pool, counts only if
 // the state word is looked at afterwards and still says live. Everything unfinished is kept until
@@ -52,6 +56,12 @@ class nvme_engine {
     void flush();
     // Take what the controller has completed. What that makes room for waits for flush().
     void reap();
+
+    // When retry() has something to do next, by the clock that it is told; never: nothing waits.
+    static constexpr uint64_t never = ~uint64_t{0};
+    uint64_t retry_at() const { return retry_at_; }
+    // Submit again what has failed for now, and whose time has come.
+    void retry(uint64_t now_ns);
 
     // Pieces finished since the last clear_done().
     std::span<const finished> done() const { return {done_.get(), ndone_}; }
@@ -108,12 +118,19 @@ class nvme_engine {
     struct alignas(64) command {
         slot* owner; // null: free
         uint64_t offset;
-        uint64_t since_ns; // when overdue() first saw it; 0: not yet
-        cursor data;       // of a bounced read: where its data goes
+        // When overdue() first saw it; or since it has failed: when it is due again. 0: not yet
+        // known.
+        uint64_t since_ns;
+        cursor data; // of a bounced read: where its data goes
         uint32_t bytes;
-        int32_t bounce; // pool page, or -1
+        int16_t bounce; // pool page, or -1
+        uint8_t retries;
+        enum class state : uint8_t { plain, aborted, failed } now; // aborted: we asked for it
         uint16_t generation;
+        int16_t next; // failed: index of the next one in the list, or -1
+        uint32_t delay_ms;
     };
+    static constexpr uint32_t max_pool_pages = INT16_MAX;
 
     void set_queue(const nvme_queue& q);
     bool issue_plain(slot& s);
@@ -125,7 +142,15 @@ class nvme_engine {
     void issue_zeroes(slot& s);
     void issue_discard(slot& s);
     void issue_flush(slot& s);
-    uint64_t transfer_limit(const slot& s) const;
+    uint64_t say_zeroes(const slot& s, uint32_t index, uint64_t offset, uint64_t bytes,
+                        vql_nvme_sqe& sqe) const;
+    void say_discard(const slot& s, uint32_t index, uint64_t offset, uint64_t bytes,
+                     vql_nvme_sqe& sqe) const;
+    bool fails_for_now(command& c, uint32_t index, uint32_t status);
+    bool say_again(const command& c, uint32_t index, vql_nvme_sqe& sqe) const;
+    void submit_again(command& c, uint32_t index);
+    void end_command(command& c, uint32_t index, vql_status status, int err);
+    uint64_t limit_of(const slot& s, uint32_t op) const;
     bool mapped(const slot& s) const;
     uint64_t build(const slot& s, const cursor& at, uint32_t index, uint64_t limit,
                    vql_nvme_sqe& sqe) const;
@@ -134,6 +159,17 @@ class nvme_engine {
     uint64_t build_sgl(const piece& p, const cursor& at, uint32_t index, uint64_t bytes,
                        vql_nvme_sqe& sqe) const;
     uint32_t begin(const slot& s, vql_nvme_opcode opcode, vql_nvme_sqe& sqe) const;
+    void command_of(const slot& s, uint32_t index, vql_nvme_opcode opcode,
+                    vql_nvme_sqe& sqe) const {
+        vql_nvme_command(&sqe, opcode, cid_of(index), s.p.where->nsid);
+    }
+    // The entry at the tail is complete. A later one's line is asked for, so that it is here, and
+    // ours, when it is written: the controller had it last. (With a controller that is another CPU:
+    // 87 ns a request without, 66 with.)
+    void move_tail() {
+        tail_ = tail_ + 1 == queue_.depth ? 0 : tail_ + 1;
+        VQL_PREFETCH_WRITE(&queue_.sq[ahead(tail_)]);
+    }
     // A few entries of a queue further on.
     uint32_t ahead(uint32_t at) const { return at + 8 < queue_.depth ? at + 8 : 0; }
     void push(slot& s, uint32_t index, uint64_t offset, uint64_t bytes);
@@ -142,12 +178,17 @@ class nvme_engine {
     uint16_t cid_of(uint32_t index) const {
         return uint16_t(index | uint32_t(commands_[index].generation) << index_bits);
     }
+    static void next_generation(command& c) {
+        c.generation = (c.generation + 1) & ((1u << (16 - index_bits)) - 1);
+    }
     bool complete(const vql_nvme_cqe& cqe);
     void fail(slot& s, vql_status status, uint64_t offset, int err);
     void finish(slot& s);
     void wait(slot& s);
     void serve_waiting();
-    uint32_t fua(const piece& p) const;
+    uint32_t fua(const piece& p) const {
+        return p.durable && queue_.volatile_cache ? VQL_NVME_FUA : 0;
+    }
     uint8_t* page(uint32_t i) const { return queue_.pool + uint64_t(i) * VQL_NVME_PAGE_BYTES; }
     uint64_t page_dma(uint32_t i) const {
         return queue_.pool_dma + uint64_t(i) * VQL_NVME_PAGE_BYTES;
@@ -166,12 +207,14 @@ class nvme_engine {
     std::vector<uint16_t> free_commands_; // the first nfree_ of it
     uint32_t nfree_ = 0;
     uint64_t plain_bytes_ = 0; // the most that one command can carry with one list
-    std::vector<int32_t> free_bounce_;
+    std::vector<int16_t> free_bounce_;
     std::unique_ptr<finished[]> done_; // the first ndone_ of it; has room for all in flight
     uint32_t ndone_ = 0;
     slot* free_ = nullptr;
     slot* waiting_head_ = nullptr; // first come first served
     slot* waiting_tail_ = nullptr;
+    int16_t failed_ = -1; // the list of commands that have failed for now
+    uint64_t retry_at_ = never;
     uint32_t in_flight_ = 0;
     uint64_t unexpected_ = 0;
 };

@@ -31,10 +31,11 @@ struct target {
     std::string path;
 
     // nvme
-    uint32_t controller = 0;      // index among the daemon's
-    uint32_t nsid = 0;            // namespace
-    uint32_t boundary_blocks = 0; // no read or write crosses a multiple of it (NOIOB); 0 = none
-    std::string withdrawn;        // why the namespace is another now (control thread only)
+    uint32_t controller = 0; // index among the daemon's
+    uint32_t nsid = 0;       // namespace
+    uint32_t boundary_blocks =
+        0; // no read, write or write zeroes crosses a multiple of it (NOIOB); 0 = none
+    std::string withdrawn; // why the namespace is another now (control thread only)
 
     // uring
     unique_fd fd;

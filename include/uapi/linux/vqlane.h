@@ -451,6 +451,8 @@ struct vql_mspace_regions {
  * @dmrsl: out: DMRSL: logical blocks of one such range; 0: no limit told
  * @dmrl: out: DMRL: ranges of one such command, at most 256; 0: no limit told
  * @wzsl: out: WZSL in bytes: what one Write Zeroes may cover; 0: no limit told
+ * @crdt: out: CRDT1 to 3, in 100 ms, of a controller that was told to say with failed commands which of
+ *        them counts (NVMe 2.0 §5.27.1.18, ACRE); else 0
  * @reserved: zero
  *
  * DMSL, DMRSL, DMRL and WZSL are of the I/O Command Set specific Identify Controller data structure
@@ -478,7 +480,8 @@ struct vql_ctrl_info {
 	__u32 dmrsl;
 	__u32 dmrl;
 	__u32 wzsl;
-	__u32 reserved[3];
+	__u16 crdt[3];
+	__u16 reserved[3];
 };
 #define VQL_CTRL_TRANSLATED (1u << 0) /* DMA goes through an IOMMU that translates */
 #define VQL_CTRL_SHADOW (1u << 1)     /* shadow doorbells are in use (DBBUF) */
