@@ -406,13 +406,11 @@ int vql_ctrl_reset(struct vql_ctrl *ctrl)
 	return vql_ctrl_start(ctrl);
 }
 
-void vql_ctrl_shutdown(struct vql_ctrl *ctrl)
+/* From LIVE or RESETTING: when it returns the controller does no DMA, and no queue pair is live. */
+static void ctrl_shut_down(struct vql_ctrl *ctrl)
 {
 	u32 cc;
 
-	lockdep_assert_held(&ctrl->lock);
-	if (ctrl->info.state == VQL_CTRL_DEAD)
-		return;
 	vql_ctrl_quiesce(ctrl);
 	if (!vql_ctrl_absent(ctrl)) {
 		cc = readl(ctrl->bar + NVME_REG_CC) & ~(u32)NVME_CC_SHN_MASK;
@@ -420,9 +418,44 @@ void vql_ctrl_shutdown(struct vql_ctrl *ctrl)
 		if (ctrl_wait(ctrl, NVME_CSTS_SHST_MASK, NVME_CSTS_SHST_CMPLT, ctrl->shutdown_ms))
 			vql_ctrl_warn(ctrl, "shutdown did not complete: its cache may be lost\n");
 	}
-	vql_ctrl_stop(ctrl);
-	if (ctrl->info.state != VQL_CTRL_DEAD)
-		ctrl_set_dead(ctrl);
+	ctrl_cut_off(ctrl);
+}
+
+void vql_ctrl_shutdown(struct vql_ctrl *ctrl)
+{
+	lockdep_assert_held(&ctrl->lock);
+	if (ctrl->info.state == VQL_CTRL_DEAD)
+		return;
+	if (!ctrl->suspended)
+		ctrl_shut_down(ctrl);
+	ctrl_set_dead(ctrl);
+}
+
+/* ---- the host sleeps ---- */
+
+void vql_ctrl_suspend(struct vql_ctrl *ctrl)
+{
+	lockdep_assert_held(&ctrl->lock);
+	if (vql_ctrl_usable(ctrl))
+		return;
+	ctrl->suspended = true;
+	spin_lock(&ctrl->info_lock);
+	ctrl->info.flags |= VQL_CTRL_SUSPENDED;
+	spin_unlock(&ctrl->info_lock);
+	ctrl_shut_down(ctrl);
+	vql_qpairs_end(ctrl, VQL_QPAIR_LOST);
+	vql_ctrl_note(ctrl, "suspended: all queue pairs are lost\n");
+}
+
+void vql_ctrl_resume(struct vql_ctrl *ctrl)
+{
+	lockdep_assert_held(&ctrl->lock);
+	if (!ctrl->suspended)
+		return;
+	ctrl->suspended = false;
+	pci_set_master(ctrl->pdev);
+	if (!vql_ctrl_start(ctrl))
+		vql_ctrl_note(ctrl, "resumed\n");
 }
 
 /* ---- events ---- */

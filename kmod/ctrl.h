@@ -106,6 +106,7 @@ struct vql_ctrl {
 struct vql_qpair {
 	struct kref ref;
 	struct vql_ctrl *ctrl; /* a reference */
+	bool suspended;             /* the host sleeps, and it was LIVE before */
 	struct vql_qpair_status *status;
 	struct address_space *mapping; /* of the file; under vql_attach_lock, NULL after release */
 	struct vql_attachments attachments;
@@ -162,7 +163,10 @@ void vql_ctrl_freeze(struct vql_ctrl *ctrl);
 void vql_ctrl_quiesce(struct vql_ctrl *ctrl);
 /* Stop and start. One that is offline stays RESETTING. */
 int vql_ctrl_reset(struct vql_ctrl *ctrl);
-/* Stop for good, orderly (NVMe 2.0 §3.6.1): caches are written back, then DEAD. */
+/*
+ * Stop for good, orderly (NVMe 2.0 §3.6.1): caches are written back, then DEAD. It is not disabled after that, which
+ * would be a reset and have it start up again: what keeps it from DMA is that it is no bus master any more.
+ */
 void vql_ctrl_shutdown(struct vql_ctrl *ctrl);
 /* Nobody waits for the hardware from now on. Takes no lock. */
 void vql_ctrl_set_offline(struct vql_ctrl *ctrl);
@@ -178,6 +182,9 @@ void vql_coherent_free(struct device *dev, struct vql_coherent *mem); /* none: d
 /* ---- ctrl_identify.c: what it tells of itself. All under ctrl->lock. ---- */
 
 /* @id: of Identify Controller. */
+/* The same for the time that the host sleeps: then RESETTING, until vql_ctrl_resume(). One not LIVE stays as it is. */
+void vql_ctrl_suspend(struct vql_ctrl *ctrl);
+void vql_ctrl_resume(struct vql_ctrl *ctrl);
 void vql_ctrl_read_identity(struct vql_ctrl *ctrl, const struct nvme_id_ctrl *id,
 			    struct vql_ctrl_info *info);
 /*

@@ -176,6 +176,33 @@ static void vql_pci_remove(struct pci_dev *pdev)
 static void vql_pci_shutdown(struct pci_dev *pdev) { pci_shut_down(pci_get_drvdata(pdev)); }
 
 /* ---- error recovery (Documentation/PCI/pci-error-recovery.rst) and function level reset ---- */
+/* ---- the host sleeps: suspend, and the steps of hibernation, are the same to a drive ---- */
+
+static int vql_pci_suspend(struct device *dev)
+{
+	struct vql_ctrl *ctrl = pci_get_drvdata(to_pci_dev(dev));
+
+	/* All processes stand still. Theirs is a lost queue pair when they go on, as after a reset. */
+	mutex_lock(&ctrl->lock);
+	vql_ctrl_suspend(ctrl);
+	mutex_unlock(&ctrl->lock);
+	return 0;
+}
+
+static int vql_pci_resume(struct device *dev)
+{
+	struct pci_dev *pdev = to_pci_dev(dev);
+	struct vql_ctrl *ctrl = pci_get_drvdata(pdev);
+
+	mutex_lock(&ctrl->lock);
+	vql_ctrl_resume(ctrl);
+	mutex_unlock(&ctrl->lock);
+	pci_save_state(pdev); /* what probe saved for the error handlers is used up */
+	return 0;
+}
+
+static DEFINE_SIMPLE_DEV_PM_OPS(vql_pci_pm, vql_pci_suspend, vql_pci_resume);
+
 
 static pci_ers_result_t vql_pci_error_detected(struct pci_dev *pdev, pci_channel_state_t state)
 {
@@ -208,7 +235,7 @@ static void vql_pci_restart(struct pci_dev *pdev)
 	struct vql_ctrl *ctrl = pci_get_drvdata(pdev);
 
 	mutex_lock(&ctrl->lock);
-	if (vql_ctrl_usable(ctrl) == -EAGAIN) {
+	if (vql_ctrl_usable(ctrl) == -EAGAIN && !ctrl->suspended) {
 		WRITE_ONCE(ctrl->offline, false);
 		pci_set_master(pdev);
 		vql_ctrl_start(ctrl);
@@ -243,6 +270,7 @@ static struct pci_driver vql_pci_driver = {
 	.shutdown = vql_pci_shutdown,
 	.err_handler = &vql_pci_errors,
 };
+	.driver.pm = pm_sleep_ptr(&vql_pci_pm),
 
 int vql_ctrl_init(void) { return pci_register_driver(&vql_pci_driver); }
 

@@ -156,11 +156,15 @@ host_start() {
         "${iommu[@]}" \
         -chardev "file,id=console,path=$out/console" -serial chardev:console \
         -chardev "file,id=result,path=$out/result" -serial chardev:result \
+    # Folders outlive a sleep of the machine only on devices that keep their state then.
         -chardev "socket,id=monitor,path=monitor,server=on,wait=off" -mon chardev=monitor,mode=control \
         -chardev "socket,id=port,path=monitor" -serial chardev:port \
         -fsdev local,id=root,path=/,security_model=none,readonly=on,multidevs=remap \
-        -device virtio-9p-pci,fsdev=root,mount_tag=root \
-        -fsdev "local,id=out,path=$out,security_model=none" -device virtio-9p-pci,fsdev=out,mount_tag=out \
+        -device pcie-root-port,id=root-port,chassis=101,slot=101,bus=pcie.0 \
+        -device virtio-9p-pci,fsdev=root,mount_tag=root,bus=root-port,x-pcie-pm-no-soft-reset=on \
+        -fsdev "local,id=out,path=$out,security_model=none" \
+        -device pcie-root-port,id=out-port,chassis=102,slot=102,bus=pcie.0 \
+        -device virtio-9p-pci,fsdev=out,mount_tag=out,bus=out-port,x-pcie-pm-no-soft-reset=on \
         -kernel "$host_kernel/vmlinuz" -initrd "$host_initrd" -append "$append" \
         "${host_drives[@]}" </dev/null >"$out/qemu.log" 2>&1) &
     vm_pid=$!

@@ -483,8 +483,10 @@ struct vql_ctrl_info {
 	__u16 crdt[3];
 	__u16 reserved[3];
 };
-#define VQL_CTRL_TRANSLATED (1u << 0) /* DMA goes through an IOMMU that translates */
-#define VQL_CTRL_SHADOW (1u << 1)     /* shadow doorbells are in use (DBBUF) */
+/* DMA goes through an IOMMU that translates, and what is unmapped is out of reach at once (no flush queue) */
+#define VQL_CTRL_TRANSLATED (1u << 0)
+#define VQL_CTRL_SHADOW (1u << 1)    /* shadow doorbells are in use (DBBUF) */
+#define VQL_CTRL_SUSPENDED (1u << 2) /* RESETTING because the host sleeps: LIVE when it has woken */
 enum vql_ctrl_state {
 	VQL_CTRL_LIVE = 0,
 	VQL_CTRL_RESETTING = 1,
