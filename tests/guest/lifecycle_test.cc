@@ -267,16 +267,4 @@ TEST_CASE("another call eventfd is signalled as soon as it is used", "[lifecycle
     CHECK(take_eventfd(other.get(), deadline(default_timeout())) != 0);
 }
 
-TEST_CASE("a second client waits until the first has gone", "[lifecycle]") {
-    vhost_user_only skip("the kernel refuses a second user of a vhost-vdpa device");
-    lifecycle_daemon setup;
-    auto first = std::make_unique<test_guest>(setup.path);
-    vhost_user_client second(setup.path);
-    second.send(vu_get_features, vu_version);
-    CHECK_FALSE(wait_readable(second.fd(), deadline(milliseconds(50))));
-    CHECK(first->driver.flush().status == blk_ok);
-    first.reset();
-    CHECK(second.receive().header.request == vu_get_features);
-}
-
 } // namespace vql::guest

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "base/fd.h"
+#include "base/spare_descriptor.h"
 
 #include <cstdint>
 #include <functional>
@@ -31,6 +32,10 @@ class event_loop {
     // Call @tick about once a second, until the loop ends.
     void every_second(std::function<void()> tick);
 
+    // For accepting clients that are turned away when no descriptor is left: in use for the moment
+    // of one callback only.
+    spare_descriptor& spare() { return spare_; }
+
     // Until stop(). Both on the loop's thread, or before it runs.
     void run();
     void stop() { running_ = false; }
@@ -41,6 +46,7 @@ class event_loop {
     void run_posted();
 
     unique_fd epoll_, wake_;
+    spare_descriptor spare_;
     std::unordered_map<int, std::shared_ptr<callback>> callbacks_;
     std::vector<unique_fd> timers_;
     std::mutex mutex_; // guards posted_

@@ -23,10 +23,14 @@ void set_log_level(log_level level) {
     threshold.store(level, std::memory_order_relaxed);
 }
 
+bool would_log(log_level level) {
+    return level <= threshold.load(std::memory_order_relaxed);
+}
+
 void log(log_level level, std::string_view message) {
     static const bool journal = std::getenv("JOURNAL_STREAM") != nullptr;
 
-    if (level > threshold.load(std::memory_order_relaxed))
+    if (!would_log(level))
         return;
     const level_name& name = names[static_cast<size_t>(level)];
     std::string line;

@@ -76,12 +76,17 @@ result<void> control_socket::listen(const std::string& run_dir) {
         return errno_error(path_, errno);
     listener_ = std::move(fd);
     loop_.add(listener_.get(), EPOLLIN, [this](uint32_t) { accept_client(); });
+    loop_.every_second([this] { look_for_room(); });
     return {};
 }
 
 void control_socket::accept_client() {
     auto c = std::make_shared<client>();
-    c->fd.reset(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    c->fd = spare_.accept(listener_.get()).fd;
+    if (!c->fd && spare_.short_of()) { // it would be readable for ever
+        loop_.modify(listener_.get(), 0);
+        paused_ = true;
+    }
     if (!c->fd || clients_.size() == max_clients)
         return;
     clients_[c->fd.get()] = c;
@@ -94,6 +99,13 @@ void control_socket::close(const std::shared_ptr<client>& c) {
     loop_.remove(c->fd.get());
     clients_.erase(c->fd.get());
     c->fd.reset();
+    look_for_room();
+}
+
+// A descriptor may be free: keep one again, and let those in who wait.
+void control_socket::look_for_room() {
+    if (spare_.refill() && listener_ && std::exchange(paused_, false))
+        loop_.modify(listener_.get(), EPOLLIN);
 }
 
 void control_socket::serve(const std::shared_ptr<client>& c, uint32_t events) {
@@ -208,7 +220,12 @@ void control_socket::dispatch(const std::shared_ptr<client>& c, const json& requ
                      "disk_resize, disk_policy, stats, version)"));
 }
 
+static json peer_entry(const std::optional<peer>& p) {
+    return p ? json{{"pid", p->pid}, {"command", p->command}} : json(nullptr);
+}
+
 json control_socket::disk_entry(const disk& d) const {
+    const frontend::client_report clients = d.clients();
     json targets = json::array();
     for (const target* t : d.layout().targets)
         targets.push_back(t->name);
@@ -232,6 +249,10 @@ json control_socket::disk_entry(const disk& d) const {
             {"queue_size", d.settings().queue_size},
             {"chunk_size", 1ull << d.layout().chunk_shift},
             {"connected", d.connected()},
+            {"client", peer_entry(clients.client)},
+            {"refused_clients",
+             {{"count", clients.refused}, {"last", peer_entry(clients.last_refused)}}},
+            {"problem", d.problem()},
             {"queues_running", d.queues_running()},
             {"lanes", lanes},
             {"pollers", d.poller_cpus()},

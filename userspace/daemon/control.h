@@ -6,6 +6,7 @@
 #include "base/event_loop.h"
 #include "base/fd.h"
 #include "base/result.h"
+#include "base/spare_descriptor.h"
 #include "daemon/server.h"
 
 #include <map>
@@ -32,6 +33,7 @@ class control_socket {
     };
 
     void accept_client();
+    void look_for_room();
     void serve(const std::shared_ptr<client>& c, uint32_t events);
     void handle_lines(const std::shared_ptr<client>& c);
     void handle(const std::shared_ptr<client>& c, const std::string& line);
@@ -46,6 +48,8 @@ class control_socket {
     event_loop& loop_;
     server& server_;
     unique_fd listener_;
+    spare_descriptor spare_; // or a client has its place: an operator is still answered
+    bool paused_ = false;    // the listener is not looked at until there is room
     std::string path_;
     std::map<int, std::shared_ptr<client>> clients_;
 };

@@ -74,6 +74,9 @@ class disk : public queue_host {
     const volume& layout() const { return volume_; }
     uint32_t slot() const { return *slot_; } // in the maps of all disks
     bool connected() const { return server_->connected(); }
+    frontend::client_report clients() const { return server_->clients(); }
+    // What keeps its guest from being served, as far as we can tell; or empty.
+    std::string problem() const { return server_->problem(); }
     // Was it removed by force, and only a VMM keeps it?
     bool waits_for_vmm() const { return server_->waits_for_vmm(); }
     uint32_t queues_running() const { return server_->queues_running(); }

@@ -8,6 +8,8 @@
 #pragma once
 
 #include "base/event_loop.h"
+#include "base/log_limiter.h"
+#include "base/peer.h"
 #include "base/result.h"
 #include "frontend/blk_device.h"
 #include "frontend/guest_memory.h"
@@ -15,6 +17,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -68,7 +71,16 @@ class frontend {
     // A poller has taken as much of @q as it may.
     virtual void queue_through(virtqueue&) {}
     // Once a second.
-    virtual void tick() {}
+    virtual void tick() { lines_.tick(); }
+    // Who has the disk, and who was turned away meanwhile: for the operator.
+    struct client_report {
+        std::optional<peer> client; // none: nobody, or nobody that we can know of
+        uint64_t refused = 0;       // connections turned away, ever
+        std::optional<peer> last_refused;
+    };
+    virtual client_report clients() const { return {}; }
+    // What keeps the guest from being served, as far as we can tell; or empty.
+    virtual std::string problem() const { return {}; }
     // Who serves queue @index, and why: for the operator.
     struct lane_report {
         const char* lane; // "poll", "kernel", or "none": nobody
@@ -91,6 +103,11 @@ class frontend {
         bool running = false;
     };
 
+    // Log "disk NAME@what": what a client or a guest can have us say any number of times, so a line
+    // a second.
+    void say(log_level level, const std::string& what) { say_line(level, "disk " + name_ + what); }
+    void say_line(log_level level, const std::string& line) { lines_.log(level, line); }
+
     void start_ring(ring_state& r);
     // Stop those of @rings that run, then @then; busy meanwhile.
     void stop_then(std::vector<ring_state*> rings, std::function<void()> then);
@@ -105,6 +122,7 @@ class frontend {
 
   private:
     uint32_t running_ = 0;
+    log_limiter lines_;
 };
 
 } // namespace vql

@@ -155,9 +155,9 @@ void vdpa_server::look() {
     constexpr uint32_t ours = VQL_DISK_LEASED | VQL_DISK_RUNNABLE;
     if (leased_) {
         if (state_.flags & VQL_DISK_REVOKED)
-            log_warning("disk " + name_ +
-                        ": the kernel module took the guest's memory back before what was in "
-                        "flight had ended; it is finished later");
+            say(log_level::warning,
+                ": the kernel module took the guest's memory back before what was in flight had "
+                "ended; it is finished later");
         if ((state_.flags & ours) != ours || state_.flags & VQL_DISK_RECALL)
             let_go([this] { look(); });
         else
@@ -199,7 +199,7 @@ void vdpa_server::acquire() {
         return refuse(ok.failure().text);
     prepare_lane();
     run_rings();
-    log_debug("disk " + name_ + ": serves " + std::to_string(queues_running()) + " queues");
+    say(log_level::debug, ": serves " + std::to_string(queues_running()) + " queues");
 }
 
 result<void> vdpa_server::take_memory(kmod_mspace space) {
@@ -302,9 +302,10 @@ void vdpa_server::refuse(const std::string& why) {
 }
 
 void vdpa_server::broken(const std::string& what) {
-    log_warning("disk " + name_ + " " + what);
+    trouble_ = what;
+    say(log_level::warning, " " + what);
     if (auto ok = disk_.broken(); !ok)
-        log_warning(ok.failure().text);
+        say_line(log_level::warning, ok.failure().text);
 }
 
 // End the lease: stop the queues, give back all that came with it, then @then.
@@ -337,7 +338,7 @@ void vdpa_server::yield() {
     if (!now || !(now->flags & VQL_DISK_LEASED))
         return; // it was taken back already
     if (auto ok = disk_.yield(next_avail); !ok)
-        log_warning(ok.failure().text);
+        say_line(log_level::warning, ok.failure().text);
 }
 
 std::vector<frontend::ring_state*> vdpa_server::all_rings() {
@@ -400,7 +401,7 @@ void vdpa_server::geometry_changes(std::function<void()> change) {
         if (!disk_)
             return; // closed meanwhile
         if (auto ok = disk_.set_config(shape_of(host_.geometry()).config); !ok)
-            log_warning(ok.failure().text);
+            say_line(log_level::warning, ok.failure().text);
         lane_ready_ = false;
         prepare_lane();
         place_again();
@@ -416,6 +417,13 @@ void vdpa_server::queue_broken(virtqueue& q) {
         return;
     }
     broken("queue " + std::to_string(q.index) + ": stopped: " + vql_ring_error_text(error));
+}
+
+std::string vdpa_server::problem() const {
+    const bool broken = std::any_of(rings_.begin(), rings_.end(), [](const auto& r) {
+        return vql_read_once(&r->vq.ring_error) != VQL_RING_OK;
+    });
+    return refused_ || broken ? trouble_ : std::string();
 }
 
 // The module says itself when it has taken memory away.
@@ -454,7 +462,7 @@ bool vdpa_server::lend(vdpa_ring& r) {
     if (!obliged() && !r.choice.kernel())
         return false;
     if (auto ok = disk_.lend(r.vq.index, r.base); !ok) {
-        log_warning(ok.failure().text);
+        say_line(log_level::warning, ok.failure().text);
         lane_ready_ = false; // until something changes
         lane_refusal_ = ok.failure().text;
         return false;
@@ -515,7 +523,7 @@ void vdpa_server::look_at_lent() {
             continue;
         auto q = disk_.queue(r->vq.index);
         if (!q) {
-            log_warning(q.failure().text);
+            say_line(log_level::warning, q.failure().text);
             continue;
         }
         if (!(q->flags & VQL_QUEUE_LENT)) {
@@ -572,6 +580,7 @@ void vdpa_server::queue_through(virtqueue& q) {
 }
 
 void vdpa_server::tick() {
+    frontend::tick();
     if (!leased_ || busy_ || lane_.mode == lane_mode::poll)
         return;
     if (!lane_ready_) {

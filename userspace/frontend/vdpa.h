@@ -57,6 +57,7 @@ class vdpa_server : public frontend {
     void check_memory() override;
     void tick() override;
     lane_report lane_of(uint32_t index) const override;
+    std::string problem() const override;
 
   private:
     struct vdpa_ring : ring_state {
@@ -101,6 +102,7 @@ class vdpa_server : public frontend {
     bool leased_ = false;    // we have it, or had it and have not let go yet
     bool dirty_ = false;     // … and the lease before it ended without a yield
     bool refused_ = false;   // not to be served until the driver resets it
+    std::string trouble_;    // what broken() was last called for
     guest_memory memory_;
     std::unique_ptr<inflight_region> record_;
     std::vector<std::unique_ptr<vdpa_ring>> rings_;

@@ -5,9 +5,13 @@
 
 #include "base/log.h"
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstdlib>
+#include <fcntl.h>
 #include <linux/virtio_config.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -74,13 +78,54 @@ result<void> vhost_user_server::listen(const std::string& path, uint32_t mode) {
     return {};
 }
 
+namespace {
+
+// Has the other side closed it? What it sent before may still be unread.
+bool hung_up(const unique_fd& fd) {
+    pollfd p{fd.get(), POLLRDHUP, 0};
+    return poll(&p, 1, 0) > 0 && p.revents & (POLLRDHUP | POLLHUP | POLLERR);
+}
+
+} // namespace
+
 void vhost_user_server::accept_client() {
-    client_.reset(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    spare_descriptor& spare = loop_.spare();
+    auto a = spare.accept(listener_.get());
+    if (a.spare) {
+        turn_away(peer_of(a.fd.get()), "this process has no file descriptor left");
+        a.fd.reset();
+        spare.refill();
+    } else if (a.fd) {
+        admit(std::move(a.fd));
+    } else if (spare.short_of()) { // it would be readable for ever
+        loop_.modify(listener_.get(), 0);
+        paused_ = true;
+    }
+}
+
+void vhost_user_server::admit(unique_fd client) {
+    const peer who = peer_of(client.get());
     if (!client_)
+        return begin(std::move(client), who);
+    if ((ending_ || hung_up(client_)) && (!next_ || hung_up(next_))) {
+        next_ = std::move(client);
+        next_who_ = who;
         return;
-    // One at a time: the next one waits in the backlog until this one has gone.
-    loop_.modify(listener_.get(), 0);
-    log_debug("disk " + name_ + ": client connected");
+    }
+    turn_away(who,
+              "in use by " + (next_ ? next_who_ : who_).text() + "; a disk has one VMM at a time");
+}
+
+void vhost_user_server::turn_away(const peer& who, const std::string& why) {
+    turned_away_.refused++;
+    turned_away_.last_refused = who;
+    say(log_level::warning, ": turned away " + who.text() + ": " + why);
+}
+
+void vhost_user_server::begin(unique_fd client, peer who) {
+    client_ = std::move(client);
+    who_ = std::move(who);
+    say(log_level::debug, ": client connected: " + who_.text());
     reader_ = message_reader();
     // Edge-triggered: while busy we do not read, and when no longer busy we look by ourselves.
     loop_.add(client_.get(), EPOLLIN | EPOLLRDHUP | EPOLLET, [this](uint32_t) { read_messages(); });
@@ -92,6 +137,7 @@ struct received {
     ssize_t bytes;
     std::vector<unique_fd> fds;
     bool truncated;
+    bool no_room; // … since this process has no descriptor left
 };
 
 received receive(int fd, std::span<uint8_t> into) {
@@ -102,10 +148,14 @@ received receive(int fd, std::span<uint8_t> into) {
     msg.msg_iovlen = 1;
     msg.msg_control = control.data();
     msg.msg_controllen = control.size();
-    received r{recvmsg(fd, &msg, MSG_CMSG_CLOEXEC), {}, false};
+    received r{recvmsg(fd, &msg, MSG_CMSG_CLOEXEC), {}, false, false};
     if (r.bytes < 0)
         return r;
     r.truncated = msg.msg_flags & MSG_CTRUNC;
+    if (r.truncated) {
+        const unique_fd another(fcntl(fd, F_DUPFD_CLOEXEC, 0));
+        r.no_room = !another;
+    }
     for (cmsghdr* c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
         if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
             continue;
@@ -137,7 +187,8 @@ void vhost_user_server::read_messages() {
         if (r.bytes == 0)
             return drop("");
         if (r.truncated)
-            return drop("too many file descriptors in a message");
+            return drop(r.no_room ? "its file descriptors found no room: this process has none left"
+                                  : "too many file descriptors in a message");
         reader_.got(size_t(r.bytes), std::move(r.fds));
         if (reader_.error())
             return drop(reader_.error());
@@ -181,7 +232,7 @@ void vhost_user_server::finish(message& m, outcome o) {
         const std::string why = std::string(request_name(m.head.request)) + ": " + o.refusal;
         if (!ack || o.has_reply)
             return drop(why);
-        log_warning("disk " + name_ + ": " + why);
+        say(log_level::warning, ": " + why);
     }
     if (!o.has_reply && ack) {
         o = reply(uint64_t{!o.refusal.empty()});
@@ -211,6 +262,25 @@ void vhost_user_server::finish(message& m, outcome o) {
     run_complete_rings();
 }
 
+namespace {
+
+constexpr const char* share_hint =
+    " (QEMU: share=on on the memory backend, which -machine memory-backend= names)";
+
+// What @fd, an eventfd that nobody reads, has counted; 0 when that cannot be learned.
+uint64_t eventfd_count(const unique_fd& fd) {
+    const std::string path = "/proc/self/fdinfo/" + std::to_string(fd.get());
+    const unique_fd file(fd ? ::open(path.c_str(), O_RDONLY | O_CLOEXEC) : -1);
+    std::array<char, 512> text{};
+    if (!file || ::read(file.get(), text.data(), text.size() - 1) <= 0)
+        return 0;
+    constexpr const char* key = "eventfd-count:";
+    const char* const at = std::strstr(text.data(), key);
+    return at ? std::strtoull(at + std::strlen(key), nullptr, 16) : 0;
+}
+
+} // namespace
+
 // A ring runs when all it needs is there. This is the only place that starts one.
 void vhost_user_server::run_complete_rings() {
     const bool needs_enable = features_ & (1ull << F_PROTOCOL_FEATURES);
@@ -220,8 +290,75 @@ void vhost_user_server::run_complete_rings() {
             continue;
         if (auto ok = prepare_ring(*r); !ok)
             return drop("queue " + std::to_string(r->vq.index) + ": " + ok.failure().text);
+        r->kicks = eventfd_count(r->vq.kick);
+        r->answered = vql_read_once(&r->vq.answered);
         start_ring(*r);
+        dropped_.clear();
+        // A guest that was saved before a resize, or whose daemon was replaced since, goes by the
+        // size it knew: it learns the new one when it looks.
+        if (!std::exchange(size_told_, true))
+            tell_config_change();
     }
+}
+
+// Set up, but for the memory?
+bool vhost_user_server::waits_for_memory(const vring& r) const {
+    const bool needs_enable = features_ & (1ull << F_PROTOCOL_FEATURES);
+    return client_ && !ending_ && memory_.empty() && r.kick_set && r.addr && r.num &&
+           (!needs_enable || r.enabled);
+}
+
+// Kicked since it runs, and nothing was ever in the ring: what the driver writes there may not be
+// what we read. (Or its VMM kicks once by itself, and its driver has asked for nothing yet.)
+bool vhost_user_server::kicked_without_work(const vring& r) const {
+    return r.running && !busy_ && vql_load_acquire(&r.vq.ring.avail->idx) == 0 &&
+           vql_load_acquire(&r.vq.ring.used->idx) == 0 && eventfd_count(r.vq.kick) > r.kicks;
+}
+
+std::string vhost_user_server::problem() const {
+    if (!client_)
+        return dropped_.empty() ? "" : "its last client was dropped: " + dropped_;
+    const bool idle = std::none_of(rings_.begin(), rings_.end(), [](const auto& r) {
+        return vql_read_once(&r->vq.answered) != r->answered;
+    });
+    for (const auto& r : rings_) {
+        const std::string queue = "queue " + std::to_string(r->vq.index);
+        if (const int error = vql_read_once(&r->vq.ring_error))
+            return queue + " stopped: " + vql_ring_error_text(error);
+        if (waits_for_memory(*r))
+            return queue + " cannot start: its VMM shares no guest memory" + share_hint;
+        if (idle && kicked_without_work(*r))
+            return queue +
+                   " was kicked and is empty: its driver has asked for nothing yet, or the guest's "
+                   "memory is not shared" +
+                   share_hint;
+    }
+    return {};
+}
+
+frontend::client_report vhost_user_server::clients() const {
+    client_report report = turned_away_;
+    if (client_)
+        report.client = who_;
+    return report;
+}
+
+void vhost_user_server::tick() {
+    if (std::exchange(paused_, false) && listening_)
+        loop_.modify(listener_.get(), EPOLLIN);
+    // Told when it is there for a second: between two messages much is incomplete. What a ring
+    // broke for, or a client was dropped for, was said then.
+    const std::string now = client_ ? problem() : "";
+    if (!now.empty() && now == seen_problem_ && now != told_problem_) {
+        told_problem_ = now;
+        if (std::none_of(rings_.begin(), rings_.end(),
+                         [](const auto& r) { return vql_read_once(&r->vq.ring_error) != 0; }))
+            say(log_level::warning, ": " + now);
+    }
+    if (now.empty())
+        told_problem_.clear();
+    seen_problem_ = now;
+    frontend::tick();
 }
 
 result<void> vhost_user_server::prepare_ring(vring& r) {
@@ -237,9 +374,9 @@ result<void> vhost_user_server::prepare_ring(vring& r) {
     s.record = inflight_ ? inflight_->queue(q.index) : inflight_queue();
     s.taken_over = true; // the VMM's index may be older than its region
     if (s.record && s.record.num() < r.num) {
-        log_info("disk " + name_ + " queue " + std::to_string(q.index) +
-                 ": the in-flight region is "
-                 "too small for it; requests in flight are lost if this daemon dies");
+        say(log_level::info, " queue " + std::to_string(q.index) +
+                                 ": the in-flight region is too small for it; requests in flight "
+                                 "are lost if this daemon dies");
         s.record = {};
     }
     if (auto ok = prepare_queue(q, s, memory_, host_.geometry()); !ok)
@@ -259,18 +396,20 @@ void vhost_user_server::reset_rings() {
         r->vq.ring_error = 0;
     }
     status_ = 0;
+    size_told_ = false;
 }
 
 void vhost_user_server::drop(const std::string& reason) {
     if (!client_ || ending_)
         return;
     if (reason.empty())
-        log_debug("disk " + name_ + ": client disconnected");
+        say(log_level::debug, ": client disconnected");
     else
-        log_warning("disk " + name_ + ": client dropped: " + reason);
+        say(log_level::warning, ": client dropped: " + reason + " (" + who_.text() + ")");
+    dropped_ = reason;
     client_gone([this] {
-        if (listening_)
-            loop_.modify(listener_.get(), EPOLLIN);
+        if (next_)
+            begin(std::move(next_), std::move(next_who_));
     });
 }
 
@@ -318,6 +457,7 @@ void vhost_user_server::close(std::function<void()> done) {
         listener_.reset();
         unlink(path_.c_str());
     }
+    next_.reset();
     if (busy_)
         when_idle_.push_back([this, done] { close(done); });
     else if (client_)
@@ -335,8 +475,8 @@ void vhost_user_server::queue_broken(virtqueue& q) {
     const int error = vql_read_once(&q.ring_error);
     if (ending_ || !client_ || !error) // set up anew meanwhile
         return;
-    log_warning("disk " + name_ + " queue " + std::to_string(q.index) +
-                ": stopped: " + vql_ring_error_text(error));
+    say(log_level::warning,
+        " queue " + std::to_string(q.index) + ": stopped: " + vql_ring_error_text(error));
     status_ |= VIRTIO_CONFIG_S_NEEDS_RESET;
     if (q.err) {
         const uint64_t one = 1;
@@ -379,7 +519,7 @@ void vhost_user_server::tell_config_change() {
         return;
     header head{BACKEND_CONFIG_CHANGE_MSG, VERSION, 0};
     if (send(backend_req_.get(), &head, sizeof(head), MSG_NOSIGNAL | MSG_DONTWAIT) != sizeof(head))
-        log_warning("disk " + name_ + ": the client does not take configuration changes");
+        say(log_level::warning, ": the client does not take configuration changes");
 }
 
 } // namespace vql

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// The vhost-user front end: one disk's socket, one VMM at a time.
+// The vhost-user front end: one disk's socket, one VMM at a time. Another one is turned away at
+// once, for a VMM that waits for its device to answer hangs as a whole; but one that comes while
+// its predecessor is being let go has its turn then.
 //
 // A message that changes what a running queue depends on takes effect when the queues concerned
 // stand still. While that is under way no further message is read.
@@ -37,6 +39,9 @@ class vhost_user_server : public frontend {
     void geometry_changes(std::function<void()> change) override;
     void queue_broken(virtqueue& q) override;
     void check_memory() override;
+    void tick() override;
+    client_report clients() const override;
+    std::string problem() const override;
 
   private:
     struct vring : ring_state {
@@ -44,6 +49,8 @@ class vhost_user_server : public frontend {
         std::optional<vhost_user::vring_addr> addr;
         bool enabled = false;
         bool kick_set = false; // SET_VRING_KICK was seen since the ring was last stopped
+        uint64_t kicks = 0;    // what its kick eventfd had counted when it started
+        uint64_t answered = 0; // vq.answered then
     };
     // What a message's handler says.
     struct outcome {
@@ -54,6 +61,9 @@ class vhost_user_server : public frontend {
     };
 
     void accept_client();
+    void admit(unique_fd client);
+    void begin(unique_fd client, peer who);
+    void turn_away(const peer& who, const std::string& why);
     void read_messages();
     void handle(vhost_user::message m);
     void finish(vhost_user::message& m, outcome o);
@@ -63,6 +73,8 @@ class vhost_user_server : public frontend {
 
     std::vector<ring_state*> rings_to_stop(const vhost_user::message& m);
     std::vector<ring_state*> all_rings();
+    bool waits_for_memory(const vring& r) const;
+    bool kicked_without_work(const vring& r) const;
     void run_complete_rings();
     result<void> prepare_ring(vring& r);
     void reset_rings();
@@ -89,7 +101,16 @@ class vhost_user_server : public frontend {
     std::string path_;
     unique_fd listener_, client_, backend_req_;
     bool listening_ = false;
+    bool paused_ = false; // the listener is not looked at until the next tick
     bool ending_ = false; // the client is being let go
+    peer who_;            // client_
+    unique_fd next_;      // comes after the one that is leaving
+    peer next_who_;
+    client_report turned_away_;
+    std::string dropped_;      // why the last client was dropped, until rings run again
+    std::string seen_problem_; // at the last tick
+    std::string told_problem_; // what the log has
+    bool size_told_ = false;   // the driver was asked to look at its configuration
 
     vhost_user::message_reader reader_;
     uint64_t features_ = 0;

@@ -176,6 +176,7 @@ vhost_user_server::outcome vhost_user_server::apply_vring(message& m) {
     case GET_VRING_BASE:
         r->kick_set = false;
         r->vq.ring_error = 0;
+        size_told_ = false; // it may be another guest's state that starts next
         return reply(vring_state{s.index, r->base});
     case SET_VRING_ENABLE:
         if (s.num > 1)
