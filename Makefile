@@ -5,6 +5,8 @@
 #   make test       set up, build, and run every test (README, command 2)
 #   make kmod       the kernel module, build/kmod/vqlane.ko, for KDIR (default: Debian's Linux 6.12)
 #   make vm-test    module, daemon and guests in a VM with NVMe drives; CASE=name runs one
+#   make torture    kills the daemon at random moments, TORTURE_KILLS times (default 10000) over vhost-user and,
+#                   in a VM, TORTURE_VM_KILLS times (default 500) in each lane of vDPA disks; hours, and a report
 #   make demo-host  the same as one story, told as it goes
 #   make bench      vqlaned beside its peer and the floor: a table, and build/bench/report.html
 #   make check      formatting, lint, licences, include directions
@@ -87,7 +89,7 @@ POLICIES := $(patsubst %,$(BUILD)/tests/vm/policies/%.bpf.o,quiet straight slot 
 VM_PROGRAMS := $(patsubst tests/vm/programs/%.c,$(BUILD)/tests/vm/%,$(wildcard tests/vm/programs/*.c)) \
 	$(BUILD)/tests/vm/bootsector $(POLICIES) $(BUILD)/tests/vm/reader
 
-.PHONY: all tests vm-programs bench-programs setup demo test kmod vm-build vm-test demo-host bench check fuzz install install-kmod uninstall uninstall-kmod clean FORCE
+.PHONY: all tests vm-programs bench-programs setup demo test kmod vm-build vm-test torture demo-host bench check fuzz install install-kmod uninstall uninstall-kmod clean FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -228,6 +230,19 @@ vm-build: kmod
 
 vm-test: vm-build
 	$(Q)tests/vm/host-test --kernel $(KERNEL) $(CASE)
+
+# Each part ends after TORTURE_SECONDS at the latest, and its last line counts. VQL_SEED repeats its choices.
+# TORTURE="vhost-user vm" chooses parts.
+TORTURE ?= vhost-user vm
+TORTURE_KILLS ?= 10000
+TORTURE_VM_KILLS ?= 500
+TORTURE_SECONDS ?= 21600
+torture: $(if $(filter vm,$(TORTURE)),kmod,setup)
+	$(Q)$(BUILD_ALL) all tests $(if $(filter vm,$(TORTURE)),vm-programs $(KMOD)/warn/warn.ko)
+	$(if $(filter vhost-user,$(TORTURE)),$(Q)TORTURE_KILLS=$(TORTURE_KILLS) TORTURE_SECONDS=$(TORTURE_SECONDS) \
+		$(BUILD)/tests/e2e_test '[.torture]')
+	$(if $(filter vm,$(TORTURE)),$(Q)TORTURE_KILLS=$(TORTURE_VM_KILLS) TORTURE_SECONDS=$(TORTURE_SECONDS) \
+		tests/vm/host-test --kernel $(KERNEL) torture)
 
 demo-host: kmod
 	$(Q)$(BUILD_ALL) all $(BUILD)/tests/vm/tsc_khz

@@ -37,7 +37,7 @@ uint32_t expected_used_bytes(const blk_request& request) {
 
 blk_driver::blk_driver(guest_memory& memory, transport& device, const blk_options& options)
     : memory_(memory), device_(device), options_(options), requests_(options.queues),
-      base_(options.queues) {
+      base_(options.queues), interrupted_(options.queues) {
     unsigned depth = options.depth == 0 ? options.queue_size : options.depth;
     for (unsigned q = 0; q < options.queues; q++) {
         virtqueue_options ring;
@@ -95,9 +95,13 @@ void blk_driver::start() {
     std::vector<vring_setup> setups;
     for (auto& queue : queues_) {
         queue->reset();
+        if (options_.interrupts_only) {
+            queue->arm_interrupt();
+        }
         setups.push_back(queue->setup(queue->first_index()));
     }
     reset_requests();
+    interrupted_.assign(queues_.size(), false);
     stopped_ = false;
     device_.forget_rings();
     negotiate();
@@ -188,8 +192,30 @@ void blk_driver::ring(unsigned queue) {
     queues_[queue]->kick_if_wanted();
 }
 
+// Was the driver called for this queue since it last found it empty?
+bool blk_driver::may_look(unsigned queue) {
+    if (!interrupted_[queue]) {
+        interrupted_[queue] =
+            take_eventfd(queues_[queue]->call_fd(), deadline(milliseconds(0))) != 0;
+        if (interrupted_[queue]) {
+            queues_[queue]->disarm_interrupt();
+        }
+    }
+    return interrupted_[queue];
+}
+
 blk_request* blk_driver::poll(unsigned queue) {
+    if (options_.interrupts_only && !may_look(queue)) {
+        return nullptr;
+    }
     std::optional<completion> done = queues_[queue]->pop();
+    if (!done && options_.interrupts_only) {
+        interrupted_[queue] = !queues_[queue]->arm_interrupt();
+        if (interrupted_[queue]) { // they came meanwhile
+            queues_[queue]->disarm_interrupt();
+            done = queues_[queue]->pop();
+        }
+    }
     if (!done) {
         return nullptr;
     }
@@ -212,8 +238,9 @@ blk_request* blk_driver::poll(unsigned queue) {
 }
 
 bool blk_driver::sleep_until_interrupt(unsigned first, unsigned end, const deadline& until) {
+    const bool only = options_.interrupts_only; // then poll() arms, and takes the interrupt
     bool idle = true;
-    for (unsigned q = first; q < end; q++) {
+    for (unsigned q = first; q < end && !only; q++) {
         idle = queues_[q]->arm_interrupt() && idle;
     }
     if (idle) {
@@ -225,14 +252,14 @@ bool blk_driver::sleep_until_interrupt(unsigned first, unsigned end, const deadl
         if (ready < 0 && errno != EINTR) {
             throw_errno("poll");
         }
-        for (unsigned i = 0; ready > 0 && i < end - first; i++) {
+        for (unsigned i = 0; ready > 0 && !only && i < end - first; i++) {
             if ((entries[i].revents & POLLIN) != 0) {
                 take_eventfd(entries[i].fd, until);
             }
         }
         idle = ready == 0;
     }
-    for (unsigned q = first; q < end; q++) {
+    for (unsigned q = first; q < end && !only; q++) {
         queues_[q]->disarm_interrupt();
     }
     return !idle;

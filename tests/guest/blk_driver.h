@@ -58,9 +58,12 @@ struct blk_options {
     bool indirect = true;
     uint16_t max_indirect = usual_segments; // the longest table, up to max_segments
     bool event_idx = true;
-    bool interrupts = false;          // wait on the call eventfd instead of polling the used ring
-    uint16_t first_index = 0;         // of the rings
-    uint64_t features = ~uint64_t{0}; // of those offered, what to take
+    bool interrupts = false; // wait on the call eventfd instead of polling the used ring
+    // Look at a used ring only after its interrupt, as a kernel's driver does: a lost one is
+    // noticed. With interrupts.
+    bool interrupts_only = false;
+    uint16_t first_index = 0;            // of the rings
+    uint64_t features = ~uint64_t{0};    // of those offered, what to take
     bool check_failed_used_bytes = true; // other devices count differently when a request fails
 };
 
@@ -116,6 +119,7 @@ class blk_driver {
     void reset_requests();
     // A completed request of queues [first, end).
     blk_request& wait_for(unsigned first, unsigned end, milliseconds timeout);
+    bool may_look(unsigned queue);
     bool sleep_until_interrupt(unsigned first, unsigned end, const deadline& until);
     blk_result transfer(blk_op op, uint64_t sector, uint64_t gpa, size_t bytes, unsigned queue);
 
@@ -132,6 +136,7 @@ class blk_driver {
     std::vector<queue_requests> requests_;
     std::vector<uint16_t> base_; // where each queue was stopped
     bool stopped_ = false;
+    std::vector<bool> interrupted_; // interrupts_only: and the queue was not found empty since
     unsigned next_queue_ = 0;
 };
 

@@ -189,8 +189,10 @@ host_script() {
     printf 'export VQL_TOP=%q VQL_BUILD=%q VQL_KERNEL=%q VQL_OUT=%q VQL_KMOD=%q\n' \
         "$top" "$VQL_BUILD" "$host_kernel" "$out/$name" "$top/build/kmod${host_suffix}/vqlane.ko" >"$out/$name/script"
     # What repeats a run, or makes it longer or shorter.
-    printf '%s\n' ${VQL_SEED:+"export VQL_SEED=$VQL_SEED"} ${VQL_TEST_SCALE:+"export VQL_TEST_SCALE=$VQL_TEST_SCALE"} \
-        >>"$out/$name/script"
+    local word
+    for word in VQL_SEED VQL_TEST_SCALE TORTURE_KILLS TORTURE_SECONDS; do
+        [[ -z ${!word:-} ]] || printf 'export %s=%q\n' "$word" "${!word}" >>"$out/$name/script"
+    done
     printf 'export VQL_GUEST_INITRD=%q VQL_TSC_KHZ=%q VQL_GUEST_FILES=24\ncd "$VQL_OUT"\nexec bash' \
         "$host_guest_initrd" "${VQL_TSC_KHZ:-}" >>"$out/$name/script"
     printf ' %q' "$@" >>"$out/$name/script"
