@@ -13,6 +13,7 @@
 #include "ctrl.h"
 
 enum {
+	VQL_DELAY_MS = 2300,     /* of VQL_QUIRK_DELAY, as the kernel's nvme driver has it */
 	VQL_AEN_CRITICAL = 0x1f, /* SMART: all critical warnings */
 };
 
@@ -160,6 +161,8 @@ static int ctrl_disable(struct vql_ctrl *ctrl)
 		return -ENODEV;
 	cc = readl(ctrl->bar + NVME_REG_CC) & ~(u32)(NVME_CC_ENABLE | NVME_CC_SHN_MASK);
 	writel(cc, ctrl->bar + NVME_REG_CC);
+	if (ctrl->quirks & VQL_QUIRK_DELAY)
+		msleep(VQL_DELAY_MS);
 	return ctrl_wait(ctrl, NVME_CSTS_RDY, 0, ctrl->ready_ms);
 }
 
@@ -172,6 +175,16 @@ static int ctrl_enable(struct vql_ctrl *ctrl)
 	writel(cc, ctrl->bar + NVME_REG_CC);
 	writel(cc | NVME_CC_ENABLE, ctrl->bar + NVME_REG_CC);
 	return ctrl_wait(ctrl, NVME_CSTS_RDY, NVME_CSTS_RDY, ctrl->ready_ms);
+}
+
+/* Entries of a queue. MQES counts from 0, and 0 is not allowed (NVMe 2.0 §3.1.3.1). */
+static u32 ctrl_max_depth(struct vql_ctrl *ctrl, u32 mqes)
+{
+	if (ctrl->quirks & VQL_QUIRK_DEPTH2)
+		return 2;
+	if (!mqes && ctrl->quirks & VQL_QUIRK_DEPTH64)
+		return 64;
+	return min(mqes + 1, VQL_MAX_QPAIR_DEPTH);
 }
 
 /* What this controller can, of what never changes; or why it cannot be used. */
@@ -200,7 +213,13 @@ static int ctrl_read_capabilities(struct vql_ctrl *ctrl)
 			      ctrl->stride);
 		return -EOPNOTSUPP;
 	}
-	ctrl->info.max_depth = min(NVME_CAP_MQES(cap) + 1, (u64)VQL_MAX_QPAIR_DEPTH);
+	ctrl->info.max_depth = ctrl_max_depth(ctrl, (u32)NVME_CAP_MQES(cap));
+	if (ctrl->info.max_depth < 2) {
+		vql_ctrl_warn(
+			ctrl,
+			"refused: its queues have one entry (CAP.MQES is 0), which is none\n");
+		return -EOPNOTSUPP;
+	}
 	return 0;
 }
 
@@ -297,7 +316,8 @@ static int ctrl_bring_up(struct vql_ctrl *ctrl)
 	if (err)
 		return err;
 	vql_ctrl_read_identity(ctrl, id, &info);
-	has_shadow = le16_to_cpu(id->oacs) & NVME_CTRL_OACS_DBBUF_SUPP;
+	has_shadow = le16_to_cpu(id->oacs) & NVME_CTRL_OACS_DBBUF_SUPP &&
+		     !(ctrl->quirks & VQL_QUIRK_NO_SHADOW);
 	events = le32_to_cpu(id->oaes);
 
 	err = ctrl_set_features(ctrl, events, &info);
@@ -533,6 +553,7 @@ struct vql_ctrl *vql_ctrl_alloc(struct pci_dev *pdev)
 	snprintf(ctrl->misc_name, sizeof(ctrl->misc_name), "vqlane-nvme-%s", ctrl->name);
 	ctrl->info.state = VQL_CTRL_RESETTING;
 	ctrl->pdev = pdev;
+	vql_ctrl_find_quirks(ctrl);
 	ctrl->dma_dev = &pdev->dev;
 	mutex_init(&ctrl->lock);
 	INIT_LIST_HEAD(&ctrl->qpairs);

@@ -38,6 +38,19 @@ enum {
 	VQL_ADMIN_DATA_BYTES = 4096,
 };
 
+/* What a drive wants care for: quirks.c. */
+enum {
+	VQL_QUIRK_DELAY = BIT(0), /* CSTS is not to be read at once after CC.EN was cleared */
+	VQL_QUIRK_NO_WRITE_ZEROES = BIT(1), /* it says that it has Write Zeroes */
+	VQL_QUIRK_NO_DISCARD = BIT(2),      /* … Dataset Management */
+	VQL_QUIRK_NO_SHADOW = BIT(3),       /* … shadow doorbells */
+	VQL_QUIRK_FEW_CNS = BIT(4), /* Identify has CNS 00h and 01h only, whatever VS says */
+	VQL_QUIRK_DMA48 = BIT(5),   /* no DMA address of more than 48 bits */
+	VQL_QUIRK_DEPTH2 = BIT(6),  /* it fails with more than one command in a queue */
+	VQL_QUIRK_DEPTH64 = BIT(7), /* where CAP.MQES is 0, its queues have 64 entries */
+	VQL_QUIRK_STRIPE = BIT(8),  /* slow across multiples of MDTS: NOIOB where it tells none */
+};
+
 /* Memory for the controller, in whole pages, zeroed; and those pages, for a fault handler. */
 struct vql_coherent {
 	void *cpu; /* NULL: none */
@@ -93,6 +106,8 @@ struct vql_ctrl {
 	unsigned int ready_ms;
 	unsigned int shutdown_ms;
 	u32 nn;                     /* NN: identifiers of namespaces are 1 to this */
+	u32 quirks;                 /* VQL_QUIRK_*; does not change */
+	bool suspended;             /* the host sleeps, and it was LIVE before */
 	struct vql_coherent shadow; /* doorbells, and below their event indices (DBBUF) */
 	struct vql_coherent event_index;
 	struct work_struct event_work;
@@ -106,7 +121,6 @@ struct vql_ctrl {
 struct vql_qpair {
 	struct kref ref;
 	struct vql_ctrl *ctrl; /* a reference */
-	bool suspended;             /* the host sleeps, and it was LIVE before */
 	struct vql_qpair_status *status;
 	struct address_space *mapping; /* of the file; under vql_attach_lock, NULL after release */
 	struct vql_attachments attachments;
@@ -168,6 +182,9 @@ int vql_ctrl_reset(struct vql_ctrl *ctrl);
  * would be a reset and have it start up again: what keeps it from DMA is that it is no bus master any more.
  */
 void vql_ctrl_shutdown(struct vql_ctrl *ctrl);
+/* The same for the time that the host sleeps: then RESETTING, until vql_ctrl_resume(). One not LIVE stays as it is. */
+void vql_ctrl_suspend(struct vql_ctrl *ctrl);
+void vql_ctrl_resume(struct vql_ctrl *ctrl);
 /* Nobody waits for the hardware from now on. Takes no lock. */
 void vql_ctrl_set_offline(struct vql_ctrl *ctrl);
 bool vql_ctrl_absent(struct vql_ctrl *ctrl);
@@ -179,12 +196,14 @@ void vql_ctrl_set_free(struct vql_ctrl *ctrl);
 int vql_coherent_alloc(struct device *dev, struct vql_coherent *mem, size_t bytes);
 void vql_coherent_free(struct device *dev, struct vql_coherent *mem); /* none: does nothing */
 
+/* ---- quirks.c ---- */
+
+/* Fills in ctrl->quirks, by the function's PCI identifiers. */
+void vql_ctrl_find_quirks(struct vql_ctrl *ctrl);
+
 /* ---- ctrl_identify.c: what it tells of itself. All under ctrl->lock. ---- */
 
 /* @id: of Identify Controller. */
-/* The same for the time that the host sleeps: then RESETTING, until vql_ctrl_resume(). One not LIVE stays as it is. */
-void vql_ctrl_suspend(struct vql_ctrl *ctrl);
-void vql_ctrl_resume(struct vql_ctrl *ctrl);
 void vql_ctrl_read_identity(struct vql_ctrl *ctrl, const struct nvme_id_ctrl *id,
 			    struct vql_ctrl_info *info);
 /*
@@ -230,7 +249,8 @@ void vql_ctrl_unpublish(struct vql_ctrl *ctrl); /* open files stay */
 
 long vql_qpair_create(struct vql_ctrl *ctrl, struct vql_qpair_create __user *arg);
 /*
- * One without a file, for the module itself, with an interrupt (else EOPNOTSUPP) that is always on.
+ * One without a file, for the module itself, with an interrupt that is always on (EOPNOTSUPP: there is none, or
+ * the controller's queues are smaller).
  * @lost is called once it is not live any more, when no handler runs. Under ctrl->lock.
  */
 struct vql_qpair *vql_qpair_open_locked(struct vql_ctrl *ctrl, u32 depth, u32 pool_pages,

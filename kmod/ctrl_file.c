@@ -37,7 +37,7 @@ static long ctrl_info(struct ctrl_file *file, struct vql_ctrl_info __user *arg)
 }
 
 /* Fill @info from Identify, or say in it why the namespace cannot be served. */
-static int ns_parse(const struct nvme_id_ns *id, struct vql_ns_info *info)
+static int ns_parse(struct vql_ctrl *ctrl, const struct nvme_id_ns *id, struct vql_ns_info *info)
 {
 	const struct nvme_lbaf *format = &id->lbaf[nvme_lbaf_index(id->flbas)];
 	u64 blocks = le64_to_cpu(id->nsze);
@@ -61,6 +61,8 @@ static int ns_parse(const struct nvme_id_ns *id, struct vql_ns_info *info)
 		info->blocks = blocks;
 		info->block_bytes = 1u << format->ds;
 		info->boundary_blocks = le16_to_cpu(id->noiob);
+		if (!info->boundary_blocks && ctrl->quirks & VQL_QUIRK_STRIPE)
+			info->boundary_blocks = ctrl->info.max_transfer >> format->ds;
 		return 0;
 	}
 	return -EOPNOTSUPP;
@@ -83,7 +85,7 @@ int vql_ctrl_ns(struct vql_ctrl *ctrl, struct vql_ns_info *info)
 	if (!err)
 		err = vql_admin_identify(ctrl, NVME_ID_CNS_NS, info->nsid);
 	if (!err)
-		err = ns_parse(ctrl->admin.data.cpu, info);
+		err = ns_parse(ctrl, ctrl->admin.data.cpu, info);
 	mutex_unlock(&ctrl->lock);
 
 	if (err > 0)

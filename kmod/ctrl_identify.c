@@ -25,6 +25,10 @@ void vql_ctrl_read_identity(struct vql_ctrl *ctrl, const struct nvme_id_ctrl *id
 	ctrl->nn = le32_to_cpu(id->nn);
 	info->sgls = le32_to_cpu(id->sgls);
 	info->oncs = le16_to_cpu(id->oncs);
+	if (ctrl->quirks & VQL_QUIRK_NO_WRITE_ZEROES)
+		info->oncs &= ~(u32)NVME_CTRL_ONCS_WRITE_ZEROES;
+	if (ctrl->quirks & VQL_QUIRK_NO_DISCARD)
+		info->oncs &= ~(u32)NVME_CTRL_ONCS_DSM;
 	info->volatile_cache = id->vwc & NVME_CTRL_VWC_PRESENT;
 	info->crdt[0] = le16_to_cpu(id->crdt1);
 	info->crdt[1] = le16_to_cpu(id->crdt2);
@@ -42,7 +46,7 @@ int vql_ctrl_read_limits(struct vql_ctrl *ctrl, struct vql_ctrl_info *info)
 
 	BUILD_BUG_ON(sizeof(*id) != VQL_ADMIN_DATA_BYTES);
 	/* Older ones have never heard of it, and each refusal would be one more entry in their error log. */
-	if (readl(ctrl->bar + NVME_REG_VS) < NVME_VS(1, 4, 0))
+	if (readl(ctrl->bar + NVME_REG_VS) < NVME_VS(1, 4, 0) || ctrl->quirks & VQL_QUIRK_FEW_CNS)
 		return 0;
 	/* Command Set Identifier 0: the NVM command set's. */
 	err = vql_admin_identify(ctrl, NVME_ID_CNS_CS_CTRL, 0);
@@ -104,8 +108,11 @@ static int count_asked(struct vql_ctrl *ctrl, u32 *count)
 
 int vql_ctrl_count_namespaces(struct vql_ctrl *ctrl, u32 *count)
 {
-	int err = count_listed(ctrl, count);
+	int err;
 
+	if (ctrl->quirks & VQL_QUIRK_FEW_CNS)
+		return count_asked(ctrl, count);
+	err = count_listed(ctrl, count);
 	if (err <= 0)
 		return err;
 	vql_ctrl_note(ctrl, "does not list its namespaces (NVMe status 0x%x): asked one by one\n",

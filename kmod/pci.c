@@ -123,7 +123,8 @@ static int vql_pci_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	ctrl = vql_ctrl_alloc(pdev);
 	if (!ctrl)
 		return -ENOMEM;
-	err = dma_set_mask_and_coherent(&pdev->dev, DMA_BIT_MASK(64));
+	err = dma_set_mask_and_coherent(&pdev->dev,
+					DMA_BIT_MASK(ctrl->quirks & VQL_QUIRK_DMA48 ? 48 : 64));
 	if (!err)
 		err = pci_map(ctrl);
 	if (err)
@@ -175,7 +176,6 @@ static void vql_pci_remove(struct pci_dev *pdev)
 /* The machine goes down. Nothing is freed: files may be open, and nobody will close them. */
 static void vql_pci_shutdown(struct pci_dev *pdev) { pci_shut_down(pci_get_drvdata(pdev)); }
 
-/* ---- error recovery (Documentation/PCI/pci-error-recovery.rst) and function level reset ---- */
 /* ---- the host sleeps: suspend, and the steps of hibernation, are the same to a drive ---- */
 
 static int vql_pci_suspend(struct device *dev)
@@ -203,6 +203,7 @@ static int vql_pci_resume(struct device *dev)
 
 static DEFINE_SIMPLE_DEV_PM_OPS(vql_pci_pm, vql_pci_suspend, vql_pci_resume);
 
+/* ---- error recovery (Documentation/PCI/pci-error-recovery.rst) and function level reset ---- */
 
 static pci_ers_result_t vql_pci_error_detected(struct pci_dev *pdev, pci_channel_state_t state)
 {
@@ -269,8 +270,8 @@ static struct pci_driver vql_pci_driver = {
 	.remove = vql_pci_remove,
 	.shutdown = vql_pci_shutdown,
 	.err_handler = &vql_pci_errors,
-};
 	.driver.pm = pm_sleep_ptr(&vql_pci_pm),
+};
 
 int vql_ctrl_init(void) { return pci_register_driver(&vql_pci_driver); }
 

@@ -481,9 +481,13 @@ struct vql_qpair *vql_qpair_open_locked(struct vql_ctrl *ctrl, u32 depth, u32 po
 					void *owner, irq_handler_t handler,
 					void (*lost)(struct vql_qpair *))
 {
-	struct vql_qpair *qp = qpair_alloc(ctrl, depth, pool_pages);
+	struct vql_qpair *qp;
 	int err;
 
+	/* As where there is no interrupt: pollers, which take what there is, serve the drive. */
+	if (!vql_ctrl_usable(ctrl) && depth > ctrl->info.max_depth)
+		return ERR_PTR(-EOPNOTSUPP);
+	qp = qpair_alloc(ctrl, depth, pool_pages);
 	if (!qp)
 		return ERR_PTR(-ENOMEM);
 	qp->owner = owner;

@@ -18,6 +18,11 @@
 #   vql-bad   64 MiB; reading block 2048 fails, and so does        vql-bad
 #             writing block 4096; all others work
 #
+# drives: odd
+#
+#   vql-odd   64 MiB; queues of 32 entries, and PCI identifiers    vql-odd
+#             (8086:5845) of a drive with quirks
+#
 # Each controller is behind a hot-plug root port of its own, ID-port.
 
 # What a healthy machine's kernel never says.
@@ -81,6 +86,10 @@ vm_drives() {
         failing)
             vm_controller vql-bad vql-bad
             vm_namespace vql-bad vql-bad 64M '' 1 "$(blkdebug_bad)"
+            ;;
+        odd)
+            vm_controller vql-odd vql-odd mqes=31,use-intel-id=on
+            vm_namespace vql-odd vql-odd 64M
             ;;
         *) die "'$extra' is not one of the drives that a case can ask for" ;;
         esac
@@ -147,6 +156,7 @@ host_start() {
     mkdir -p "$out/images"
     vm_drives "$out/images" "${5:-}"
     truncate -s 0 "$out/result" "$out/console"
+    # Folders outlive a sleep of the machine only on devices that keep their state then.
     # The third serial port is the monitor, so that a case can pull out the drive it uses.
     # Unix sockets have short names: hence the cd.
     (cd "$out" && exec timeout --kill-after=5 "$4" qemu-system-x86_64 \
@@ -156,7 +166,6 @@ host_start() {
         "${iommu[@]}" \
         -chardev "file,id=console,path=$out/console" -serial chardev:console \
         -chardev "file,id=result,path=$out/result" -serial chardev:result \
-    # Folders outlive a sleep of the machine only on devices that keep their state then.
         -chardev "socket,id=monitor,path=monitor,server=on,wait=off" -mon chardev=monitor,mode=control \
         -chardev "socket,id=port,path=monitor" -serial chardev:port \
         -fsdev local,id=root,path=/,security_model=none,readonly=on,multidevs=remap \

@@ -159,7 +159,9 @@ result<void> kmod_disk::set_lane(const kmod_lane& lane) const {
     if (command(fd_, VQL_IOC_DISK_LANE, l) == 0)
         return {};
     if (errno == EOPNOTSUPP)
-        return error{who_ + ": the controller has no queue or interrupt left for the kernel lane"};
+        return error{who_ +
+                     ": the controller has no queue or interrupt left for the kernel lane, or "
+                     "queues of fewer than the 128 entries that it needs"};
     return errno_error(who_ + ": its kernel lane", errno);
 }
 

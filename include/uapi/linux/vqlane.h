@@ -269,7 +269,8 @@ struct vql_lane_range {
  * @reserved: zero
  *
  * Queues that are lent stand still while this changes. ENODEV, EAGAIN: a controller is gone, or is
- * being reset. EOPNOTSUPP: one has no interrupt left for a queue pair of the module's.
+ * being reset. EOPNOTSUPP: one has no interrupt left for a queue pair of the module's, or its queues are too
+ * small for that (128 entries).
  */
 struct vql_disk_lane {
 	__u32 size;
@@ -437,7 +438,7 @@ struct vql_mspace_regions {
  * @max_depth: out: entries of one queue (CAP.MQES + 1, at most VQL_MAX_QPAIR_DEPTH)
  * @max_transfer: out: MDTS in bytes (at most VQL_MAX_TRANSFER where the controller has no limit)
  * @sgls: out: SGLS of Identify Controller (NVMe 2.0 figure 275)
- * @oncs: out: ONCS
+ * @oncs: out: ONCS, without what a quirk of the drive rules out
  * @volatile_cache: out: VWC: 1 when there is a volatile write cache
  * @namespaces: out: how many namespaces are active
  * @events: out: asynchronous events so far
