@@ -37,7 +37,8 @@ struct failing_start : vhost_user_only {
                                               "--bpf-dir",
                                               bpf_dir(),
                                               "--bpf",
-                                              "off"};
+                                              "off",
+                                              "--strict"};
         arguments.insert(arguments.end(), more.begin(), more.end());
         return run_command(arguments);
     }

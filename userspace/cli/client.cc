@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <fstream>
 #include <poll.h>
 #include <string_view>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
@@ -31,6 +33,19 @@ char process_state(pid_t pid) {
     std::getline(file, text);
     const size_t name_ends = text.rfind(") "); // a name may hold anything
     return name_ends == text.npos || name_ends + 2 >= text.size() ? '\0' : text[name_ends + 2];
+}
+
+// Tell the operator what the daemon waits for, if that is what @line is about, once.
+bool is_progress(const std::string& line) {
+    static std::string told;
+    const json said = json::parse(line, nullptr, false);
+    if (!said.is_object() || !said.contains("waiting") || !said["waiting"].is_string())
+        return false;
+    auto text = said["waiting"].get<std::string>();
+    text.resize(std::min(text.size(), text.rfind(" for "))); // "… for 12 s": each second another
+    if (!text.empty() && std::exchange(told, text) != text)
+        std::fprintf(stderr, "vqlane: waiting: %s\n", text.c_str());
+    return true;
 }
 
 // connect(2) and send(2) fail with EAGAIN after @timeout.
@@ -96,7 +111,8 @@ bool client::answers_others() const {
     return other && other->exchange("{\"op\":\"version\"}\n", false);
 }
 
-// One line there, one line back. While none comes, and @wait, the daemon is asked something else
+// One line there, one line back; before it there may be lines, one a second, that say what the
+// daemon waits for. While none comes, and @wait, the daemon is asked something else
 // after half of our patience, which leaves the other half for the answer to that.
 result<std::string> client::exchange(const std::string& request, bool wait) {
     const std::string daemon = "the daemon at " + path_;
@@ -132,10 +148,13 @@ result<std::string> client::exchange(const std::string& request, bool wait) {
             return errno_error(daemon + " is lost", errno);
         if (n == 0)
             return error{daemon + " closed the connection without an answer"};
-        const std::string_view got(part, static_cast<size_t>(n));
-        answer += got.substr(0, got.find('\n'));
-        if (got.find('\n') != got.npos)
-            return answer;
+        answer.append(part, static_cast<size_t>(n));
+        for (size_t end; (end = answer.find('\n')) != answer.npos; answer.erase(0, end + 1)) {
+            std::string whole = answer.substr(0, end);
+            if (!is_progress(whole))
+                return whole;
+            deadline = clock::now() + patience_;
+        }
     }
     return error{daemon + " sent an answer without an end"};
 }

@@ -362,11 +362,15 @@ int run(const command_line& line) {
         return done ? 0 : failed(done.failure().text);
     }
 
+    json request = line.request;
+    const auto op = request.at("op").get<std::string>();
+    if (op == "disk_add" || op == "disk_rm" || op == "disk_resize") // may have to wait for storage
+        request["progress"] = true;
     const bool redraw = vql::can_redraw() && !line.as_json;
     json before;
     clock::time_point before_at{};
     for (clock::time_point next = clock::now();;) {
-        auto value = daemon->call(line.request);
+        auto value = daemon->call(request);
         if (!value)
             return failed(value.failure().text);
         const clock::time_point now = clock::now();

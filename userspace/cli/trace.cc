@@ -61,7 +61,8 @@ class disk_names {
         names_.clear();
         asked_ = clock::now();
         for (const json& disk : *list)
-            names_[disk.at("slot").get<uint32_t>()] = disk.at("name").get<std::string>();
+            if (!disk.at("slot").is_null()) // it is served
+                names_[disk.at("slot").get<uint32_t>()] = disk.at("name").get<std::string>();
         return {};
     }
     // As of a second ago at most: a slot that is given up is soon another disk's.

@@ -5,6 +5,7 @@
 #include "base/version.h"
 #include "daemon/stats.h"
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <nlohmann/json.hpp>
@@ -12,6 +13,8 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <utility>
+#include <vector>
 
 namespace vql {
 
@@ -76,7 +79,10 @@ result<void> control_socket::listen(const std::string& run_dir) {
         return errno_error(path_, errno);
     listener_ = std::move(fd);
     loop_.add(listener_.get(), EPOLLIN, [this](uint32_t) { accept_client(); });
-    loop_.every_second([this] { look_for_room(); });
+    loop_.every_second([this] {
+        look_for_room();
+        tell_progress();
+    });
     return {};
 }
 
@@ -99,6 +105,8 @@ void control_socket::close(const std::shared_ptr<client>& c) {
     loop_.remove(c->fd.get());
     clients_.erase(c->fd.get());
     c->fd.reset();
+    if (const auto interrupted = std::exchange(c->interrupted, nullptr))
+        interrupted();
     look_for_room();
 }
 
@@ -141,10 +149,14 @@ void control_socket::handle_lines(const std::shared_ptr<client>& c) {
 
 void control_socket::handle(const std::shared_ptr<client>& c, const std::string& line) {
     c->waiting = true;
-    const json request = json::parse(line, nullptr, false);
+    json request = json::parse(line, nullptr, false);
     if (!request.is_object())
         return reply(c, failure("a request is one JSON object on one line"));
     try {
+        c->about.clear();
+        c->progress = request.contains("progress") &&
+                      key<bool>(request, "progress", "a boolean", &json::is_boolean);
+        request.erase("progress");
         dispatch(c, request);
     } catch (const request_error& e) {
         reply(c, failure(e.text));
@@ -165,8 +177,8 @@ void control_socket::dispatch(const std::shared_ptr<client>& c, const json& requ
     if (op == "disk_list") {
         allow_keys(request, {"op"});
         json list = json::array();
-        for (const auto& d : server_.disks())
-            list.push_back(disk_entry(*d));
+        for (const auto& e : server_.entries())
+            list.push_back(describe(*e));
         return reply(c, success(list));
     }
     if (op == "disk_add") {
@@ -174,19 +186,32 @@ void control_socket::dispatch(const std::shared_ptr<client>& c, const json& requ
         auto parsed = parse_disk(request, own);
         if (!parsed)
             return reply(c, failure(parsed.failure().text));
-        auto added = server_.add_disk(*parsed, own);
-        return reply(c, added ? success(disk_entry(**added)) : failure(added.failure().text));
+        const std::string name = c->about = parsed->name;
+        c->interrupted = [this, name] { server_.interrupt_add(name); };
+        return server_.add_disk(
+            *parsed, own, server::if_missing::refuse, [this, c, name](const result<void>& ok) {
+                const disk_entry* e = ok ? server_.find_entry(name) : nullptr;
+                reply(c, e ? success(describe(*e)) : failure(ok.failure().text));
+            });
     }
     if (op == "disk_rm") {
         allow_keys(request, {"op", "name", "force"});
         const bool force = request.contains("force") &&
                            key<bool>(request, "force", "a boolean", &json::is_boolean);
-        const auto name = key<std::string>(request, "name", "a string", &json::is_string);
-        return server_.remove_disk(name, force, finish);
+        const auto name = c->about =
+            key<std::string>(request, "name", "a string", &json::is_string);
+        // By force it is also done when the disk is still closing.
+        return server_.remove_disk(name, force, [this, c, name](const result<void>& ok) {
+            const disk_entry* e = ok ? server_.find_entry(name) : nullptr;
+            reply(c, e    ? success(describe(*e))
+                     : ok ? success(nullptr)
+                          : failure(ok.failure().text));
+        });
     }
     if (op == "disk_resize") {
         allow_keys(request, {"op", "name", "size"});
-        const auto name = key<std::string>(request, "name", "a string", &json::is_string);
+        const auto name = c->about =
+            key<std::string>(request, "name", "a string", &json::is_string);
         const auto bytes =
             key<uint64_t>(request, "size", "a number of bytes", &json::is_number_unsigned);
         return server_.resize_disk(name, bytes, finish);
@@ -224,40 +249,54 @@ static json peer_entry(const std::optional<peer>& p) {
     return p ? json{{"pid", p->pid}, {"command", p->command}} : json(nullptr);
 }
 
-json control_socket::disk_entry(const disk& d) const {
-    const frontend::client_report clients = d.clients();
+static const char* phase_name(disk_entry::phase p) {
+    switch (p) {
+    case disk_entry::phase::opening: return "opening";
+    case disk_entry::phase::waiting: return "waiting";
+    case disk_entry::phase::ready: return "ready";
+    case disk_entry::phase::closing: return "closing";
+    }
+    return "";
+}
+
+// Of a disk that is not served the keys are the same; what is not known yet is 0, null or empty.
+json control_socket::describe(const disk_entry& e) const {
+    const disk* const d = e.served.get();
+    const auto clients = d ? d->clients() : frontend::client_report();
     json targets = json::array();
-    for (const target* t : d.layout().targets)
-        targets.push_back(t->name);
-    const bool vdpa = d.settings().frontend == frontend_type::vdpa;
+    for (const extent_config& x : e.settings.extents)
+        if (std::find(targets.begin(), targets.end(), x.target) == targets.end())
+            targets.push_back(x.target);
+    const bool vdpa = e.settings.frontend == frontend_type::vdpa;
     json lanes = json::array();
-    for (uint32_t i = 0; i < d.settings().queues; i++) {
-        const frontend::lane_report r = d.lane_of(i);
+    for (uint32_t i = 0; d && i < e.settings.queues; i++) {
+        const frontend::lane_report r = d->lane_of(i);
         lanes.push_back({{"lane", r.lane},
                          {"why", r.why},
                          {"kernel_requests", r.served},
                          {"kernel_refused", r.refused}});
     }
-    return {{"name", d.settings().name},
-            {"slot", d.slot()},
+    return {{"name", e.settings.name},
+            {"state", phase_name(e.now)},
+            {"problem", server_.problem(e)},
+            {"slot", d ? json(d->slot()) : json()},
             {"frontend", vdpa ? "vdpa" : "vhost-user"},
-            {vdpa ? "device" : "socket", d.address()},
-            {"size", d.layout().bytes},
-            {"read_only", d.settings().read_only},
-            {"discard", d.layout().discard},
-            {"queues", d.settings().queues},
-            {"queue_size", d.settings().queue_size},
-            {"chunk_size", 1ull << d.layout().chunk_shift},
-            {"connected", d.connected()},
+            {vdpa ? "device" : "socket", d ? d->address() : e.socket},
+            {"size", d ? d->layout().bytes : e.settings.bytes},
+            {"read_only", e.settings.read_only},
+            {"discard", d && d->layout().discard},
+            {"queues", e.settings.queues},
+            {"queue_size", e.settings.queue_size},
+            {"chunk_size", d ? 1ull << d->layout().chunk_shift : e.settings.chunk_bytes},
+            {"connected", d && d->connected()},
             {"client", peer_entry(clients.client)},
             {"refused_clients",
              {{"count", clients.refused}, {"last", peer_entry(clients.last_refused)}}},
-            {"problem", d.problem()},
-            {"queues_running", d.queues_running()},
+            {"queues_running", d ? d->queues_running() : 0},
             {"lanes", lanes},
-            {"pollers", d.poller_cpus()},
+            {"pollers", d ? d->poller_cpus() : std::vector<int>()},
             {"targets", targets},
-            {"policy", d.policy()}};
+            {"policy", d ? d->policy() : ""}};
 }
 
 // A disk's statistics: of each lane, and of both.
@@ -272,9 +311,9 @@ static json disk_stats(const disk& d, bool histograms) {
 
 json control_socket::stats(const std::string& only, bool histograms) const {
     json disks = json::array(), pollers = json::array();
-    for (const auto& d : server_.disks())
-        if (only.empty() || d->settings().name == only)
-            disks.push_back(disk_stats(*d, histograms));
+    for (const auto& e : server_.entries())
+        if (e->served && (only.empty() || e->settings.name == only))
+            disks.push_back(disk_stats(*e->served, histograms));
     for (const auto& p : server_.pollers()) {
         const poller_stats& s = p->stats();
         pollers.push_back({{"cpu", p->cpu()},
@@ -287,6 +326,7 @@ json control_socket::stats(const std::string& only, bool histograms) const {
 }
 
 void control_socket::reply(const std::shared_ptr<client>& c, const json& value) {
+    c->interrupted = nullptr;
     if (!c->fd)
         return;
     // Names in errors come from clients: whatever bytes they hold, the reply is JSON.
@@ -298,6 +338,24 @@ void control_socket::reply(const std::shared_ptr<client>& c, const json& value) 
         if (c->fd)
             handle_lines(c);
     });
+}
+
+// Once a second: clients that asked for it learn what their request waits for, and that we live.
+void control_socket::tell_progress() {
+    for (const auto& c : [this] {
+             std::vector<std::shared_ptr<client>> all; // send() may end one
+             for (const auto& [fd, c] : clients_)
+                 all.push_back(c);
+             return all;
+         }()) {
+        if (!c->waiting || !c->progress || !c->out.empty())
+            continue;
+        const disk_entry* const e = server_.find_entry(c->about);
+        const std::string text = e ? server_.problem(*e) : "";
+        c->out =
+            json{{"waiting", text}}.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
+        send(c);
+    }
 }
 
 void control_socket::send(const std::shared_ptr<client>& c) {

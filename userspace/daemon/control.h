@@ -9,6 +9,7 @@
 #include "base/spare_descriptor.h"
 #include "daemon/server.h"
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
@@ -29,7 +30,10 @@ class control_socket {
     struct client {
         unique_fd fd;
         std::string in, out;
-        bool waiting = false; // a request is under way; the next is read after its reply
+        bool waiting = false;  // a request is under way; the next is read after its reply
+        bool progress = false; // … and the client wants to know what it waits for
+        std::string about;     // the disk of that request
+        std::function<void()> interrupted; // called if the client goes before the reply
     };
 
     void accept_client();
@@ -40,9 +44,10 @@ class control_socket {
     void dispatch(const std::shared_ptr<client>& c, const nlohmann::json& request);
     void reply(const std::shared_ptr<client>& c, const nlohmann::json& value);
     void send(const std::shared_ptr<client>& c);
+    void tell_progress();
     void close(const std::shared_ptr<client>& c);
 
-    nlohmann::json disk_entry(const disk& d) const;
+    nlohmann::json describe(const disk_entry& e) const;
     nlohmann::json stats(const std::string& only, bool histograms) const;
 
     event_loop& loop_;

@@ -353,16 +353,16 @@ vql_disk_stats disk::stats(vql_lane_kind lane) const {
     return sum;
 }
 
+// Is the disk one target from its beginning to its end, so that they grow together?
+bool disk::has_whole_target() const {
+    return config_.extents.size() == 1 && config_.extents[0].offset == 0 &&
+           !config_.extents[0].length;
+}
+
 result<volume> disk::grown_volume(uint64_t bytes) {
     disk_config c = config_;
     c.bytes = bytes;
     c.chunk_bytes = 1ull << volume_.chunk_shift; // the table's words keep their meaning
-    const bool whole = c.extents.size() == 1 && c.extents[0].offset == 0 && !c.extents[0].length;
-    if (whole) {
-        auto usable = services_.targets.grow(*volume_.targets[0], bytes);
-        if (!usable)
-            return error{"disk " + c.name + ": " + usable.failure().text};
-    }
     auto v = plan_volume(c, services_.targets);
     if (!v)
         return v;
@@ -382,6 +382,24 @@ void disk::resize(uint64_t bytes, std::function<void(result<void>)> done) {
     if (bytes % volume_.block_bytes)
         return done(error{"disk " + config_.name + ": size is not a multiple of its blocks of " +
                           std::to_string(volume_.block_bytes) + " bytes"});
+    if (!has_whole_target())
+        return resize_to(bytes, std::move(done));
+    services_.keeper.grow(*volume_.targets[0], bytes,
+                          [this, bytes, name = config_.name, alive = std::weak_ptr(alive_),
+                           done = std::move(done)](result<uint64_t> usable) {
+                              if (alive.expired())
+                                  return done(error{"disk " + name + " was removed meanwhile"});
+                              if (!usable)
+                                  return done(error{"disk " + name + ": " + usable.failure().text});
+                              resize_to(bytes, done);
+                          });
+}
+
+// The targets are large enough, or will not get larger.
+void disk::resize_to(uint64_t bytes, std::function<void(result<void>)> done) {
+    if (bytes < volume_.bytes) // grown further, while this one waited for storage
+        return done(error{"disk " + config_.name + " was resized to " +
+                          std::to_string(volume_.bytes) + " bytes meanwhile; try again"});
     auto v = grown_volume(bytes);
     if (!v)
         return done(v.failure());

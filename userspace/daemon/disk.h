@@ -8,6 +8,7 @@
 #include "daemon/config.h"
 #include "daemon/controllers.h"
 #include "daemon/poller.h"
+#include "daemon/target_keeper.h"
 #include "daemon/targets.h"
 #include "daemon/volume.h"
 #include "ebpf/maps.h"
@@ -25,15 +26,16 @@ namespace vql {
 // What all disks share.
 class disk_services {
   public:
-    disk_services(event_loop& l, target_set& t, bpf_maps& m, remap_programs& rp,
+    disk_services(event_loop& l, target_set& t, target_keeper& k, bpf_maps& m, remap_programs& rp,
                   std::vector<std::unique_ptr<poller>>& p, controller_set& c,
                   const config& settings)
-        : loop(l), targets(t), maps(m), remap(rp), pollers(p), controllers(c),
+        : loop(l), targets(t), keeper(k), maps(m), remap(rp), pollers(p), controllers(c),
           registration(settings.register_memory), promote_iops(settings.promote_iops),
           demote_iops(settings.demote_iops) {}
 
     event_loop& loop;
     target_set& targets;
+    target_keeper& keeper;
     bpf_maps& maps;
     remap_programs& remap;
     std::vector<std::unique_ptr<poller>>& pollers;
@@ -64,8 +66,9 @@ class disk : public queue_host {
     // errors until it lets go.
     void remove(bool force, std::function<void(result<void>)> done);
 
-    // Grow to @bytes: targets grow with it where the disk has one whole target that can. The guest
-    // is told. @done on the control thread, with the error when there is one.
+    // Grow to @bytes: targets grow with it where the disk has one whole target that can, which may
+    // have to wait for storage. The guest is told. @done on the control thread, with the error when
+    // there is one, also when the disk ends meanwhile.
     void resize(uint64_t bytes, std::function<void(result<void>)> done);
 
     const disk_config& settings() const { return config_; }
@@ -107,7 +110,9 @@ class disk : public queue_host {
     disk(const disk_config& c, const std::string& socket, disk_services& services);
     result<void> set_up();
     result<void> open_frontend();
+    bool has_whole_target() const;
     result<volume> grown_volume(uint64_t bytes);
+    void resize_to(uint64_t bytes, std::function<void(result<void>)> done);
     result<void> take_slot();
     result<void> apply_volume(volume v);
     size_t poller_index(uint32_t queue) const;
@@ -132,6 +137,8 @@ class disk : public queue_host {
     const guest_memory* mapped_ = nullptr; // attached to the controllers
     kmod_mspace own_space_;                // pins it, when it is not the module's already
     std::unique_ptr<frontend> server_;
+    // Ends with us: what comes back from storage later finds out. Control thread only.
+    std::shared_ptr<const bool> alive_ = std::make_shared<bool>(true);
 };
 
 } // namespace vql

@@ -6,8 +6,10 @@
 #include "daemon/config.h"
 #include "daemon/control.h"
 #include "daemon/server.h"
+#include "daemon/storage_child.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <exception>
@@ -23,6 +25,7 @@ namespace {
 struct flags {
     std::string config_path = "/etc/vqlane/vqlaned.toml";
     bool check = false;
+    bool strict = false;
     nlohmann::json daemon = nlohmann::json::object(); // over the keys of [daemon]
 };
 
@@ -42,6 +45,8 @@ flags parse_flags(int argc, char** argv) {
     app.add_option("--spin", spin, "always, or microseconds to poll after the last work");
     app.add_option("--register-memory", registration, "auto, always or never");
     app.add_option("--log-level", level, "error, warning, info or debug");
+    app.add_flag("--strict", f.strict,
+                 "do not start if a disk cannot be served (without it that disk waits)");
     app.add_flag("--check", f.check, "only read and check the configuration");
     try {
         app.parse(argc, argv);
@@ -67,7 +72,7 @@ flags parse_flags(int argc, char** argv) {
     return f;
 }
 
-result<void> serve(const config& c) {
+result<void> serve(const config& c, bool strict) {
     event_loop loop;
     sigset_t signals;
     sigemptyset(&signals);
@@ -79,7 +84,7 @@ result<void> serve(const config& c) {
 
     server s(loop, c);
     control_socket control(loop, s);
-    result<void> ok = s.start();
+    result<void> ok = s.start(strict);
     if (ok)
         ok = control.listen(c.run_dir);
     if (!ok) { // some disks may have guests already
@@ -99,7 +104,11 @@ result<void> serve(const config& c) {
         sd_notify(0, "STOPPING=1");
         s.stop([&] { loop.stop(); });
     });
-    log_info("ready: " + std::to_string(s.disks().size()) + " disks, " +
+    const auto waiting = std::count_if(s.entries().begin(), s.entries().end(), [](const auto& e) {
+        return e->now != disk_entry::phase::ready;
+    });
+    log_info("ready: " + std::to_string(s.entries().size()) + " disks, " +
+             (waiting ? "of which " + std::to_string(waiting) + " wait, " : "") +
              std::to_string(s.pollers().size()) + " pollers");
     sd_notify(0, "READY=1");
     loop.run();
@@ -128,7 +137,7 @@ int run(int argc, char** argv) {
         return 0;
     }
     set_log_level(c->level);
-    if (auto ok = serve(*c); !ok) {
+    if (auto ok = serve(*c, f.strict); !ok) {
         log_error(ok.failure().text);
         return 1;
     }
@@ -140,6 +149,8 @@ int run(int argc, char** argv) {
 } // namespace vql
 
 int main(int argc, char** argv) {
+    if (const auto status = vql::storage_child(argc, argv))
+        return *status;
     try {
         return vql::run(argc, argv);
     } catch (const std::exception& e) { // out of memory, out of descriptors at start

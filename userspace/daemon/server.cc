@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "daemon/server.h"
 
+#include "base/lock_holder.h"
 #include "base/log.h"
 #include "daemon/probes.h"
 #include "frontend/guest_memory.h"
@@ -43,11 +44,11 @@ void raise_limits() {
 } // namespace
 
 server::~server() {
-    disks_.clear(); // before the pollers that serve them and the maps they are in
+    entries_.clear(); // before the pollers that serve them and the maps they are in
     pollers_.clear();
 }
 
-result<void> server::start() {
+result<void> server::start(bool strict) {
     raise_limits();
     if (auto ok = lock_run_dir(); !ok)
         return ok;
@@ -63,20 +64,50 @@ result<void> server::start() {
     controllers_ =
         std::make_unique<controller_set>(loop_, pollers_, config_.allow_untranslated_dma);
     targets_.set_controllers(controllers_.get());
-    services_ = std::make_unique<disk_services>(loop_, targets_, *maps_, *remap_, pollers_,
-                                                *controllers_, config_);
+    keeper_ = std::make_unique<target_keeper>(loop_, targets_, *controllers_, pollers_);
+    keeper_->on_change([this](const std::string& name) { target_changed(name); });
+    services_ = std::make_unique<disk_services>(loop_, targets_, *keeper_, *maps_, *remap_,
+                                                pollers_, *controllers_, config_);
     for (const target_config& t : config_.targets)
-        if (auto opened = open_target(t); !opened)
-            return opened.failure();
+        keeper_->want(t);
     controllers_->serving();
     for (const disk_config& d : config_.disks) {
-        if (auto added = add_disk(d); !added)
-            return added.failure();
+        result<void> added;
+        add_disk(d, {}, if_missing::wait, [&added](result<void> ok) { added = std::move(ok); });
+        if (disk_entry* e = find_entry(d.name))
+            e->asked = nullptr; // from here on it is told in the list
+        if (!added)
+            return added;
         // A guest that an earlier daemon has served waits for its own disk, not for all of them.
         loop_.run_once(0);
     }
+    if (auto ok = settle(strict); !ok)
+        return ok;
     report_orphans();
     loop_.every_second([this] { once_a_second(); });
+    return {};
+}
+
+bool server::settled() const {
+    return keeper_->settled() && std::none_of(entries_.begin(), entries_.end(), [](const auto& e) {
+               return e->now == disk_entry::phase::opening;
+           });
+}
+
+// Give storage that answers the time to do so, before we say that we are ready.
+result<void> server::settle(bool strict) {
+    constexpr std::chrono::seconds patience{2};
+    const auto until = std::chrono::steady_clock::now() + patience;
+    while (!settled() && (strict || std::chrono::steady_clock::now() < until))
+        loop_.run_once(10);
+    if (!strict)
+        return {};
+    for (const target_config& t : config_.targets)
+        if (const wanted_target* w = keeper_->find(t.name); w && !w->problem().empty())
+            return error{w->problem()};
+    for (const auto& e : entries_)
+        if (const std::string why = problem(*e); !why.empty())
+            return error{why};
     return {};
 }
 
@@ -84,13 +115,28 @@ result<void> server::lock_run_dir() {
     const std::string& dir = config_.run_dir;
     if (mkdir(dir.c_str(), 0755) < 0 && errno != EEXIST)
         return errno_error(dir, errno);
+    // One of us at a time takes or replaces the lock file, so that two never replace it both.
+    unique_fd folder(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!folder || flock(folder.get(), LOCK_EX) < 0)
+        return errno_error(dir, errno);
     const std::string path = dir + "/vqlaned.lock";
-    lock_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-    if (!lock_)
-        return errno_error(path, errno);
-    if (flock(lock_.get(), LOCK_EX | LOCK_NB) < 0)
-        return error{dir + " is in use by another vqlaned (give this one its own --run-dir)"};
-    return {};
+    for (int tries = 0; tries < 2; tries++) {
+        lock_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+        if (!lock_)
+            return errno_error(path, errno);
+        if (flock(lock_.get(), LOCK_EX | LOCK_NB) == 0)
+            return {};
+        // A daemon that was killed keeps its lock while storage hangs, and does nothing any more:
+        // its place is free. What it may still write to is kept from us by the targets' own locks.
+        struct stat st {};
+        const pid_t holder = fstat(lock_.get(), &st) == 0 ? lock_holder(st) : 0;
+        if (holder <= 0 || !process_is_ending(holder))
+            break;
+        log_warning(dir + ": process " + std::to_string(holder) +
+                    " was killed and has I/O that does not end; taking its place");
+        unlink(path.c_str());
+    }
+    return error{dir + " is in use by another vqlaned (give this one its own --run-dir)"};
 }
 
 result<void> server::start_pollers() {
@@ -105,75 +151,6 @@ result<void> server::start_pollers() {
         pollers_.push_back(std::move(*p));
     }
     return {};
-}
-
-result<target*> server::open_target(const target_config& c) {
-    auto t = targets_.open(c);
-    if (!t)
-        return t;
-    target* opened = *t;
-    if (opened->kind == target_kind::uring && !opened->direct)
-        log_info("target " + c.name + ": " + c.path +
-                 " does not take O_DIRECT in blocks of 512 bytes; going through the page cache");
-    for (auto& p : pollers_)
-        p->post([p = p.get(), opened] { p->add_target(*opened); });
-    return opened;
-}
-
-// The pollers hold the file in their tables: it is closed when the last has let go of it.
-void server::close_target(target& t, std::function<void()> done) {
-    targets_.retire(t);
-    auto left = std::make_shared<size_t>(pollers_.size());
-    for (auto& p : pollers_) {
-        p->post([this, p = p.get(), &t, left, done] {
-            p->remove_target(t);
-            loop_.post([this, &t, left, done] {
-                if (--*left != 0)
-                    return;
-                targets_.close(t, done);
-            });
-        });
-    }
-}
-
-disk* server::find(const std::string& name) const {
-    for (const auto& d : disks_)
-        if (d->settings().name == name)
-            return d.get();
-    return nullptr;
-}
-
-result<disk*> server::add_disk(const disk_config& c,
-                               const std::vector<target_config>& own_targets) {
-    if (find(c.name))
-        return error{"disk " + c.name + " exists already"};
-    std::string socket;
-    if (c.frontend == frontend_type::vhost_user) {
-        auto path = disk_socket(config_.run_dir, c);
-        if (!path)
-            return path.failure();
-        socket = *path;
-    }
-    std::vector<target*> opened;
-    const auto refuse = [&](error why) {
-        for (target* t : opened)
-            close_target(*t, [] {});
-        return why;
-    };
-    for (const target_config& own : own_targets) {
-        if (targets_.find(own.name))
-            continue;
-        auto t = open_target(own);
-        if (!t)
-            return refuse(t.failure());
-        opened.push_back(*t);
-    }
-    auto d = disk::create(c, socket, services());
-    if (!d)
-        return refuse(d.failure());
-    disks_.push_back(std::move(*d));
-    log_info("disk " + c.name + ": listening on " + disks_.back()->address());
-    return disks_.back().get();
 }
 
 // A disk that the module still has, of an earlier daemon or configuration: removed, unless a VMM
@@ -202,7 +179,8 @@ result<void> server::remove_orphan(const std::string& name) {
 
 // The same by force: what its guest still asks for gets an error, so it is taken over, on a target
 // of its size that moves no data and that disk::remove() lets no request reach.
-result<disk*> server::adopt(const std::string& name) {
+result<void> server::adopt(disk_entry& e) {
+    const std::string& name = e.settings.name;
     const error unknown{"disk " + name + " does not exist"};
     auto module = services().module();
     if (!module)
@@ -230,15 +208,19 @@ result<disk*> server::adopt(const std::string& name) {
         c.read_only = shape.features & 1ull << VIRTIO_BLK_F_RO;
         c.extents.push_back({t.name, 0, 0});
     }
-    auto opened = open_target(t);
-    if (!opened)
-        return opened.failure();
-    (*opened)->discard = discard; // it has to look as it did
-    (*opened)->block_bytes = told.blk_size;
-    auto added = add_disk(c);
-    if (!added)
-        close_target(**opened, [] {});
-    return added;
+    auto null = make_null_target(t.name, t.bytes);
+    null->discard = discard; // it has to look as it did
+    null->block_bytes = told.blk_size;
+    if (auto ok = keeper_->adopt(t, std::move(null)); !ok)
+        return ok.failure();
+    auto d = disk::create(c, "", services());
+    if (!d) {
+        keeper_->drop(t.name, [] {});
+        return d.failure();
+    }
+    e.settings = c;
+    e.served = std::move(*d);
+    return {};
 }
 
 // What an earlier daemon left that is none of our disks: those in the module. Maps of disks that
@@ -255,10 +237,10 @@ std::vector<vql_disk_next> server::orphans() {
         all = std::move(*listed);
     }
     maps_->forget_unless([&](const std::string& name) {
-        return find(name) ||
+        return find_entry(name) ||
                std::any_of(all.begin(), all.end(), [&](const auto& d) { return name == d.name; });
     });
-    std::erase_if(all, [&](const vql_disk_next& d) { return d.claimed || find(d.name); });
+    std::erase_if(all, [&](const vql_disk_next& d) { return d.claimed || find_entry(d.name); });
     return all;
 }
 
@@ -270,82 +252,20 @@ void server::report_orphans() {
                     d.name + " --force");
 }
 
-void server::remove_disk(const std::string& name, bool force, completion done) {
-    disk* d = find(name);
-    const bool orphan = !d;
-    if (orphan && !force)
-        return done(remove_orphan(name));
-    if (orphan) {
-        auto adopted = adopt(name);
-        if (!adopted)
-            return done(adopted.failure());
-        d = *adopted;
-    }
-    if (std::find(leaving_.begin(), leaving_.end(), name) != leaving_.end())
-        return done(error{"disk " + name + " is being removed already"});
-    if (d->connected() && !force)
-        return done(error{"disk " + name +
-                          " has a guest connected; detach it there first, or "
-                          "remove the disk with --force"});
-    leaving_.push_back(name);
-    d->remove(force, [this, d, name, orphan, done](result<void> ok) {
-        std::erase(leaving_, name);
-        if (!ok && orphan) // not ours after all
-            return d->close(
-                [this, d, done, why = ok.failure()] { disk_ended(d, [done, why] { done(why); }); });
-        if (!ok)
-            return done(std::move(ok));
-        disk_ended(d, [name, done] {
-            log_info("disk " + name + ": removed");
-            done({});
-        });
-    });
-}
-
-// Destroy @d, and the targets that were opened for it, if nobody else uses them; @done when these
-// are closed, so that they can be opened again.
-void server::disk_ended(disk* d, std::function<void()> done) {
-    std::vector<target*> own;
-    for (target* t : d->layout().targets)
-        if (made_for_disk(t->name))
-            own.push_back(t);
-    std::erase_if(disks_, [&](const auto& p) { return p.get() == d; });
-    auto left = std::make_shared<size_t>(1);
-    const auto closed = [left, done = std::move(done)] {
-        if (--*left == 0)
-            done();
-    };
-    for (target* t : own) {
-        if (!targets_.claimed(*t)) {
-            ++*left;
-            close_target(*t, closed);
-        }
-    }
-    closed();
-}
-
-void server::resize_disk(const std::string& name, uint64_t bytes, completion done) {
-    disk* d = find(name);
-    if (!d)
-        return done(error{"disk " + name + " does not exist"});
-    d->resize(bytes, [name, bytes, done](result<void> ok) {
-        if (ok)
-            log_info("disk " + name + ": resized to " + std::to_string(bytes) + " bytes");
-        done(std::move(ok));
-    });
-}
-
 void server::stop(std::function<void()> done) {
     // Ends that are under way come first; but a VMM may have a disk open for ever.
-    if (std::any_of(leaving_.begin(), leaving_.end(), [&](const std::string& name) {
-            const disk* d = find(name);
-            return d && !d->waits_for_vmm();
+    if (std::any_of(entries_.begin(), entries_.end(), [&](const auto& e) {
+            return e->now == disk_entry::phase::closing && e->served && !e->served->waits_for_vmm();
         }))
         return loop_.post([this, done] { stop(done); });
-    auto left = std::make_shared<size_t>(disks_.size());
-    if (disks_.empty())
+    std::vector<disk*> all;
+    for (const auto& e : entries_)
+        if (e->served)
+            all.push_back(e->served.get());
+    auto left = std::make_shared<size_t>(all.size());
+    if (all.empty())
         return done();
-    for (auto& d : disks_)
+    for (disk* d : all)
         d->close([left, done] {
             if (--*left == 0)
                 done();
@@ -356,18 +276,23 @@ void server::once_a_second() {
     targets_.report_errors();
     controllers_->tick();
     targets_.look_at_namespaces([this](const target& t) {
-        for (auto& d : disks_)
-            d->target_changed(t);
+        for (const auto& e : entries_)
+            if (e->served)
+                e->served->target_changed(t);
     });
-    for (auto& d : disks_)
-        d->tick();
+    keeper_->tick();
+    look_at_disks();
+    for (const auto& e : entries_)
+        if (e->served)
+            e->served->tick();
     // bpftool can attach to a function, but not raise a USDT probe's semaphore: its pins are one.
     trace_session.store(access((config_.bpf_dir + "/trace").c_str(), F_OK) == 0,
                         std::memory_order_relaxed);
     if (!guard_trips()) // nobody ever took memory away from us
         return;
-    for (auto& d : disks_)
-        d->check_memory();
+    for (const auto& e : entries_)
+        if (e->served)
+            e->served->check_memory();
 }
 
 } // namespace vql

@@ -10,30 +10,15 @@
 
 namespace vql {
 
-result<target*> target_set::open(const target_config& c) {
-    if (find(c.name))
-        return error{"target " + c.name + " exists already"};
+result<target*> target_set::add(std::unique_ptr<target> t) {
+    if (find(t->name))
+        return error{"target " + t->name + " exists already"};
     const auto free = std::find_if(table_->begin(), table_->end(), [&](const auto& p) {
         return std::none_of(targets_.begin(), targets_.end(),
-                            [&](const auto& t) { return t->id == uint32_t(&p - table_->begin()); });
+                            [&](const auto& o) { return o->id == uint32_t(&p - table_->begin()); });
     });
     if (free == table_->end())
         return error{"more than " + std::to_string(VQL_MAX_TARGETS) + " targets"};
-
-    std::unique_ptr<target> t;
-    if (c.type == target_type::null) {
-        t = make_null_target(c.name, c.bytes);
-    } else if (c.type == target_type::nvme) {
-        auto opened = open_nvme(c);
-        if (!opened)
-            return error{"target " + c.name + ": " + opened.failure().text};
-        t = std::move(*opened);
-    } else {
-        auto opened = open_uring_target(c.name, c.path);
-        if (!opened)
-            return error{"target " + c.name + ": " + opened.failure().text};
-        t = std::move(*opened);
-    }
     t->id = uint32_t(free - table_->begin());
     reported_[t->id] = 0;
     if (t->kind == target_kind::nvme)
@@ -82,19 +67,17 @@ target* target_set::find(const std::string& name) const {
     return nullptr;
 }
 
-void target_set::close(target& t, std::function<void()> done) {
+std::unique_ptr<target> target_set::remove(target& t) {
     std::erase(retired_, &t);
     (*table_)[t.id].store(nullptr, std::memory_order_release);
-    const bool nvme = t.kind == target_kind::nvme;
-    const uint32_t controller = t.controller;
-    std::erase_if(targets_, [&](const auto& p) { return p.get() == &t; });
-    if (nvme)
-        controllers_->unuse(controller, std::move(done));
-    else
-        done();
+    const auto at = std::find_if(targets_.begin(), targets_.end(),
+                                 [&](const auto& p) { return p.get() == &t; });
+    auto removed = std::move(*at);
+    targets_.erase(at);
+    return removed;
 }
 
-result<uint64_t> target_set::grow(target& t, uint64_t want) {
+result<uint64_t> target_set::grow(const target& t, uint64_t want) const {
     if (t.kind != target_kind::nvme)
         return grow_target(t, want);
     auto ns = controllers_->at(t.controller).ns_info(t.nsid);
@@ -102,8 +85,7 @@ result<uint64_t> target_set::grow(target& t, uint64_t want) {
         return ns.failure();
     if (ns->block_bytes != t.block_bytes)
         return error{"target " + t.name + " is withdrawn"};
-    t.bytes = ns->blocks * ns->block_bytes;
-    return t.bytes;
+    return ns->blocks * ns->block_bytes;
 }
 
 namespace {
@@ -147,11 +129,6 @@ void target_set::look_at_namespaces(const std::function<void(const target&)>& ch
         (*table_)[t->id].store(t->withdrawn.empty() ? t.get() : nullptr, std::memory_order_release);
         changed(*t);
     }
-}
-
-bool target_set::claimed(const target& t) const {
-    return std::any_of(claims_.begin(), claims_.end(),
-                       [&](const claim& c) { return c.where == &t; });
 }
 
 result<void> target_set::add_claims(const std::vector<claim>& claims) {

@@ -32,17 +32,18 @@ class target_set {
   public:
     // @controllers outlives the set; null: there are no NVMe targets.
     void set_controllers(controller_set* controllers) { controllers_ = controllers; }
-    // Open what @c names. Refused: a name that exists, a namespace that another target is.
-    result<target*> open(const target_config& c);
+    // The namespace that @c names. Refused: one that another target is.
+    result<std::unique_ptr<target>> open_nvme(const target_config& c);
+    // Take @t in, under an id. Refused: a name that exists.
+    result<target*> add(std::unique_ptr<target> t);
     target* find(const std::string& name) const;
-    // Closing @t takes two steps: nobody finds it any more; then, when pollers have let go of it
-    // and no claim is left, it ends, and @done is called when nothing of it is open.
+    // The end of @t takes two steps: nobody finds it any more; then, when pollers have let go of it
+    // and no claim is left, its id is free.
     void retire(const target& t) { retired_.push_back(&t); }
-    void close(target& t, std::function<void()> done);
-    bool claimed(const target& t) const;
+    std::unique_ptr<target> remove(target& t);
     // Look again how large @t is, and make a regular file as large as @want. Returns the usable
-    // size.
-    result<uint64_t> grow(target& t, uint64_t want);
+    // size, and changes nothing of @t. May wait for storage: on any thread, while @t is there.
+    result<uint64_t> grow(const target& t, uint64_t want) const;
 
     // Claim for a disk. Refused when a part overlaps one of another claim, unless both only read.
     result<void> add_claims(const std::vector<claim>& claims);
@@ -63,8 +64,6 @@ class target_set {
     void report_errors();
 
   private:
-    result<std::unique_ptr<target>> open_nvme(const target_config& c);
-
     controller_set* controllers_ = nullptr;
     std::vector<std::unique_ptr<target>> targets_;
     std::vector<const target*> retired_;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "engine/target.h"
 
+#include "base/lock_holder.h"
 #include "base/log.h"
 
 #include <cerrno>
@@ -10,7 +11,6 @@
 #include <fstream>
 #include <linux/falloc.h>
 #include <linux/fs.h>
-#include <sstream>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -105,40 +105,23 @@ result<void> probe_block_device(target& t, dev_t device) {
     return {};
 }
 
-// Who holds a flock on the file, or 0 when that cannot be told.
-pid_t lock_holder(const struct stat& st) {
-    std::ifstream locks("/proc/locks");
-    std::string line;
-    while (std::getline(locks, line)) { // "1: FLOCK  ADVISORY  WRITE 4242 fe:01:131 0 EOF"
-        std::istringstream words(line);
-        std::string number, type, mode, access, file;
-        pid_t pid = 0;
-        unsigned major_number = 0, minor_number = 0;
-        unsigned long inode = 0;
-        if (words >> number >> type >> mode >> access >> pid >> file && type == "FLOCK" &&
-            std::sscanf(file.c_str(), "%x:%x:%lu", &major_number, &minor_number, &inode) == 3 &&
-            inode == st.st_ino && major_number == major(st.st_dev) &&
-            minor_number == minor(st.st_dev))
-            return pid;
-    }
-    return 0;
-}
-
 // Take the target for this process alone. The lock of a daemon that was killed goes when the last
 // of its requests has ended, which is what we have to wait for: an old write that lands after a new
 // one would undo it.
 result<void> lock_target(const target& t, const struct stat& st) {
-    constexpr int limit_ms = 30000, step_ms = 10;
+    constexpr int limit_ms = 5000, step_ms = 10;
     for (int waited = 0; flock(t.fd.get(), LOCK_EX | LOCK_NB) < 0; waited += step_ms) {
         if (errno != EWOULDBLOCK && errno != EINTR)
             return errno_error(t.path + ": flock", errno);
         const pid_t holder = lock_holder(st);
-        if (holder > 0 && (kill(holder, 0) == 0 || errno == EPERM))
+        const bool ending = holder > 0 && process_is_ending(holder);
+        if (holder > 0 && !ending && (kill(holder, 0) == 0 || errno == EPERM))
             return error{t.path + ": in use by process " + std::to_string(holder) +
                          ", which holds its lock"};
         if (waited == limit_ms)
-            return error{t.path + ": still locked after 30 s; a process that is gone has I/O there "
-                                  "that does not end (see dmesg)"};
+            return error{t.path + ": locked by process " +
+                         (ending ? std::to_string(holder) + ", which was killed" : "that is gone") +
+                         " and has I/O that does not end (see dmesg)"};
         if (waited == 1000)
             log_warning("target " + t.name + ": waiting for I/O of an earlier process to end");
         usleep(step_ms * 1000);
@@ -175,10 +158,11 @@ result<std::unique_ptr<target>> open_uring_target(std::string name, const std::s
 
     struct stat st {};
     if (stat(path.c_str(), &st) < 0)
+        // Making it is not what we propose: the device may be late, the file system not mounted.
         return error{path + ": " + std::strerror(errno) +
-                     (errno == ENOENT
-                          ? " (make it first, for instance: truncate -s 10G " + path + ")"
-                          : "")};
+                     (errno != ENOENT                    ? ""
+                      : path.compare(0, 5, "/dev/") == 0 ? " (is the device there?)"
+                                                         : " (is its file system mounted?)")};
     t->block_device = S_ISBLK(st.st_mode);
     if (!t->block_device && !S_ISREG(st.st_mode))
         return error{path + ": neither a regular file nor a block device"};
@@ -212,23 +196,15 @@ result<std::unique_ptr<target>> open_uring_target(std::string name, const std::s
     return t;
 }
 
-result<uint64_t> grow_target(target& t, uint64_t want) {
-    if (t.kind == target_kind::null) {
-        t.bytes = std::max(t.bytes, want);
-        return t.bytes;
-    }
+result<uint64_t> grow_target(const target& t, uint64_t want) {
+    if (t.kind == target_kind::null)
+        return std::max(t.bytes, want);
     auto bytes = usable_bytes(t);
-    if (!bytes)
+    if (!bytes || *bytes >= want || t.block_device)
         return bytes;
-    if (*bytes < want && !t.block_device) {
-        if (ftruncate(t.fd.get(), off_t(want)) < 0)
-            return errno_error(t.path + ": cannot extend the file", errno);
-        bytes = usable_bytes(t);
-        if (!bytes)
-            return bytes;
-    }
-    t.bytes = *bytes;
-    return t.bytes;
+    if (ftruncate(t.fd.get(), off_t(want)) < 0)
+        return errno_error(t.path + ": cannot extend the file", errno);
+    return usable_bytes(t);
 }
 
 } // namespace vql

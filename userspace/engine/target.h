@@ -57,7 +57,7 @@ std::unique_ptr<target> make_null_target(std::string name, uint64_t bytes);
 result<std::unique_ptr<target>> open_uring_target(std::string name, const std::string& path);
 
 // Look again how large the target is (it may have grown); with @want larger than a regular file,
-// extend it (sparse). Returns the usable size.
-result<uint64_t> grow_target(target& t, uint64_t want);
+// extend it (sparse). Returns the usable size, which @t does not know yet.
+result<uint64_t> grow_target(const target& t, uint64_t want);
 
 } // namespace vql

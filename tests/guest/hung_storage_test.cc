@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// One disk's storage that is not there, or hangs, is that disk's trouble and nobody else's.
+#include "e2e.h"
+
+#include <array>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <fcntl.h>
+#include <filesystem>
+#include <future>
+#include <linux/fs.h>
+#include <linux/loop.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+namespace vql::guest {
+
+using Catch::Matchers::ContainsSubstring;
+using nlohmann::json;
+
+namespace {
+
+// A small ext4 on a loop device, that can be frozen: then whatever would write to it hangs. Thawed
+// and unmounted at the end, come what may.
+class freezable_folder {
+  public:
+    freezable_folder() {
+        const std::string image = directory_ / "fs";
+        make_file(image, 256 << 20);
+        if (run_command({"mkfs.ext4", "-q", image}).status != 0)
+            SKIP("no mkfs.ext4");
+        const unique_fd control(open("/dev/loop-control", O_RDWR | O_CLOEXEC));
+        const int number = control ? ioctl(control.get(), LOOP_CTL_GET_FREE) : -1;
+        if (number < 0)
+            SKIP("no loop devices here: " << std::strerror(errno));
+        const std::string device = "/dev/loop" + std::to_string(number);
+        loop_ = unique_fd(open(device.c_str(), O_RDWR | O_CLOEXEC));
+        const unique_fd file(open(image.c_str(), O_RDWR | O_CLOEXEC));
+        if (!loop_ || ioctl(loop_.get(), LOOP_SET_FD, file.get()) < 0)
+            SKIP("no loop device can be set up: " << std::strerror(errno));
+        std::filesystem::create_directory(path());
+        if (mount(device.c_str(), path().c_str(), "ext4", 0, nullptr) < 0) {
+            const int err = errno;
+            ioctl(loop_.get(), LOOP_CLR_FD, 0);
+            SKIP("an ext4 on a loop device cannot be mounted: " << std::strerror(err));
+        }
+        folder_ = unique_fd(open(path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    }
+    ~freezable_folder() {
+        thaw();
+        folder_.reset();
+        umount2(path().c_str(), MNT_DETACH);
+        ioctl(loop_.get(), LOOP_CLR_FD, 0); // when the last user is gone
+    }
+    std::string path() const { return directory_ / "mnt"; }
+    std::string operator/(const std::string& name) const { return path() + "/" + name; }
+    void freeze() {
+        REQUIRE(ioctl(folder_.get(), FIFREEZE, 0) == 0);
+        frozen_ = true;
+    }
+    void thaw() {
+        if (std::exchange(frozen_, false))
+            ioctl(folder_.get(), FITHAW, 0);
+    }
+
+  private:
+    temporary_directory directory_;
+    unique_fd loop_, folder_;
+    bool frozen_ = false;
+};
+
+json entry_of(const test_daemon& daemon, const std::string& disk) {
+    for (const json& e : daemon.control().result({{"op", "disk_list"}}))
+        if (e.at("name") == disk)
+            return e;
+    return {};
+}
+
+// Until the daemon says that @disk is in @state.
+void wait_state(const test_daemon& daemon, const std::string& disk, const std::string& state) {
+    deadline until(default_timeout());
+    for (;;) {
+        const json e = entry_of(daemon, disk);
+        if ((e.is_null() ? "gone" : e.at("state").get<std::string>()) == state)
+            return;
+        INFO(e.dump());
+        REQUIRE_FALSE(until.passed());
+        usleep(10000);
+    }
+}
+
+// A request of which the reply comes when it comes.
+std::future<json> ask(const test_daemon& daemon, const json& request) {
+    return std::async(std::launch::async,
+                      [&daemon, request] { return daemon.control().call(request); });
+}
+
+bool is_done(const std::future<json>& reply) {
+    return reply.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+}
+
+// Does the daemon answer at once, and serve the disk of @guest?
+void check_alive(const test_daemon& daemon, test_guest& guest) {
+    const auto before = std::chrono::steady_clock::now();
+    CHECK_FALSE(daemon.control().result({{"op", "disk_list"}}).empty());
+    CHECK(guest.driver.flush().status == blk_ok);
+    CHECK(std::chrono::steady_clock::now() - before < std::chrono::seconds(2));
+}
+
+} // namespace
+
+TEST_CASE("a disk whose target is missing waits, and is served when it is there", "[storage]") {
+    vhost_user_only only("its subject is the daemon's start, and the socket of a disk that waits");
+    temporary_directory files("/dev/shm");
+    const std::string image = files / "image";
+    test_daemon daemon(file_target("t", image) + null_target("n", "1G") + disk_on("late", "t") +
+                       disk_on("d", "n"));
+    test_guest other(daemon.socket("d"));
+    check_alive(daemon, other);
+    const json waiting = entry_of(daemon, "late");
+    CHECK(waiting.at("state") == "waiting");
+    CHECK_THAT(waiting.at("problem"),
+               ContainsSubstring(image) && ContainsSubstring("No such file"));
+    CHECK(waiting.at("socket") == daemon.socket("late"));
+    // As after a daemon's death: a VMM that is to connect again cannot, and tries again.
+    CHECK_FALSE(std::filesystem::exists(daemon.socket("late")));
+    CHECK_THAT(daemon.control().error({{"op", "disk_resize"}, {"name", "late"}, {"size", 1 << 30}}),
+               ContainsSubstring("not served") && ContainsSubstring(image));
+
+    make_file(image, 16 << 20);
+    wait_state(daemon, "late", "ready");
+    CHECK(entry_of(daemon, "late").at("problem") == "");
+    CHECK(entry_of(daemon, "late").at("size") == 16 << 20);
+    test_guest guest(daemon.socket("late"));
+    CHECK(guest.driver.flush().status == blk_ok);
+}
+
+TEST_CASE("a disk that waits can be removed, and its name is free", "[storage]") {
+    vhost_user_only only("its subject is the daemon's start");
+    temporary_directory files("/dev/shm");
+    test_daemon daemon(file_target("t", files / "image") + disk_on("d", "t"));
+    daemon.control().result({{"op", "disk_rm"}, {"name", "d"}});
+    CHECK(daemon.control().result({{"op", "disk_list"}}).empty());
+    make_file(files / "other", 16 << 20);
+    daemon.control().result({{"op", "disk_add"}, {"name", "d"}, {"file", files / "other"}});
+    CHECK(entry_of(daemon, "d").at("state") == "ready");
+    // By command there is no waiting: it works, or it is refused.
+    CHECK_THAT(
+        daemon.control().error({{"op", "disk_add"}, {"name", "e"}, {"file", files / "none"}}),
+        ContainsSubstring("No such file"));
+    CHECK(entry_of(daemon, "e").is_null());
+}
+
+TEST_CASE("a target in a device folder, or in one that is missing, is not to be made",
+          "[storage]") {
+    vhost_user_only only("its subject is a message");
+    temporary_directory files("/dev/shm");
+    test_daemon daemon(file_target("t", "/dev/vqlane-test-none") +
+                       file_target("u", files / "none/image") + disk_on("d", "t") +
+                       disk_on("e", "u"));
+    CHECK(entry_of(daemon, "d").at("problem").get<std::string>().find("truncate") ==
+          std::string::npos);
+    CHECK(entry_of(daemon, "e").at("problem").get<std::string>().find("truncate") ==
+          std::string::npos);
+}
+
+TEST_CASE("storage that hangs as a disk is added, grown or removed stops nobody else",
+          "[storage]") {
+    vhost_user_only only("its subject is the control thread");
+    freezable_folder frozen;
+    make_file(frozen / "a", 16 << 20);
+    make_file(frozen / "b", 16 << 20);
+    test_daemon daemon(file_target("t", frozen / "a") + null_target("n", "1G") +
+                       disk_on("hung", "t") + disk_on("d", "n"));
+    test_guest other(daemon.socket("d"));
+    frozen.freeze();
+
+    auto grown = ask(daemon, {{"op", "disk_resize"}, {"name", "hung"}, {"size", 32 << 20}});
+    auto added = ask(daemon, {{"op", "disk_add"}, {"name", "more"}, {"file", frozen / "b"}});
+    sleep(2);
+    CHECK_FALSE(is_done(grown));
+    check_alive(daemon, other);
+    CHECK_THAT(entry_of(daemon, "hung").at("problem"), ContainsSubstring(frozen / "a"));
+    if (!is_done(added)) { // opening it wants to know whether it can punch holes
+        CHECK(entry_of(daemon, "more").at("state") == "opening");
+        CHECK_THAT(entry_of(daemon, "more").at("problem"), ContainsSubstring(frozen / "b"));
+    }
+    { // who asks, and goes, takes a disk that is being added with it
+        control_client gone = daemon.control();
+        gone.send_text(json({{"op", "disk_add"}, {"name", "gone"}, {"file", frozen / "c"}}).dump() +
+                       "\n");
+        usleep(100000);
+    }
+    test_guest second(daemon.socket("hung")); // a new connection, also there
+    check_alive(daemon, other);
+
+    auto removed = ask(daemon, {{"op", "disk_rm"}, {"name", "hung"}, {"force", true}});
+    REQUIRE(removed.wait_for(std::chrono::seconds(8)) == std::future_status::ready);
+    CHECK(removed.get().at("ok") == true);
+    check_alive(daemon, other);
+
+    frozen.thaw();
+    CHECK(added.get().at("ok") == true);
+    CHECK(grown.wait_for(default_timeout()) == std::future_status::ready);
+    wait_state(daemon, "hung", "gone");
+    wait_state(daemon, "gone", "gone");
+    wait_state(daemon, "more", "ready");
+    check_alive(daemon, other);
+}
+
+TEST_CASE("a daemon that is killed while storage hangs leaves everything else to the next",
+          "[storage]") {
+    vhost_user_only only("its subject is the control thread");
+    freezable_folder frozen;
+    make_file(frozen / "a", 16 << 20);
+    make_file(frozen / "b", 16 << 20);
+    temporary_directory files("/dev/shm");
+    make_file(files / "c", 16 << 20);
+    test_daemon daemon(file_target("t", frozen / "a") + file_target("u", files / "c") +
+                       disk_on("hung", "t") + disk_on("d", "u"));
+    {
+        test_guest other(daemon.socket("d"));
+        frozen.freeze();
+        auto grown = ask(daemon, {{"op", "disk_resize"}, {"name", "hung"}, {"size", 32 << 20}});
+        auto added = ask(daemon, {{"op", "disk_add"}, {"name", "more"}, {"file", frozen / "b"}});
+        sleep(1);
+        daemon.kill();
+        CHECK_THROWS(grown.get());
+        CHECK_THROWS(added.get());
+    }
+    daemon.start();
+    test_guest other(daemon.socket("d"));
+    check_alive(daemon, other);
+    CHECK(entry_of(daemon, "hung").at("state") != "ready");
+    CHECK_THAT(entry_of(daemon, "hung").at("problem"), ContainsSubstring(frozen / "a"));
+    frozen.thaw();
+    wait_state(daemon, "hung", "ready");
+    check_alive(daemon, other);
+}
+
+TEST_CASE("a guest's requests on storage that hangs keep no other disk waiting", "[storage]") {
+    vhost_user_only only("its subject is the io_uring engine");
+    freezable_folder frozen;
+    make_file(frozen / "a", 64 << 20);
+    temporary_directory files;
+    make_file(files / "b", 64 << 20);
+    test_daemon daemon(file_target("t", frozen / "a") + file_target("u", files / "b") +
+                           disk_on("hung", "t") + disk_on("d", "u"),
+                       {"--pollers", "0"});
+    test_guest other(daemon.socket("d"));
+    {
+        test_guest guest(daemon.socket("hung"));
+        REQUIRE(guest.driver.flush().status == blk_ok);
+        frozen.freeze();
+        for (unsigned i = 0; i < guest.driver.options().queue_size / 4; i++) {
+            blk_request* const r = guest.driver.acquire(0);
+            REQUIRE(r);
+            guest.driver.shape(*r, blk_op::write, i * 8, (32 << 20) + i * 4096, 4096);
+            REQUIRE(guest.driver.submit(*r));
+        }
+        guest.driver.ring(0);
+        usleep(200000);
+        check_alive(daemon, other);
+        auto removed = ask(daemon, {{"op", "disk_rm"}, {"name", "hung"}, {"force", true}});
+        REQUIRE(removed.wait_for(std::chrono::seconds(8)) == std::future_status::ready);
+        CHECK(removed.get().at("ok") == true);
+        CHECK(entry_of(daemon, "hung").at("state") == "closing");
+        check_alive(daemon, other);
+        frozen.thaw();
+        wait_state(daemon, "hung", "gone");
+    }
+    check_alive(daemon, other);
+}
+
+} // namespace vql::guest

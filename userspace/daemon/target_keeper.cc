@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "daemon/target_keeper.h"
+
+#include "base/log.h"
+#include "daemon/storage_child.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace vql {
+
+namespace {
+
+using std::chrono::seconds;
+constexpr seconds first_pause{1}, longest_pause{30};
+// Shorter waits are not worth a word.
+constexpr seconds grace{1};
+
+template <class List>
+wanted_target* find_in(const List& list, const std::string& name) {
+    for (const auto& w : list)
+        if (w->settings().name == name)
+            return w.get();
+    return nullptr;
+}
+
+std::string for_seconds(std::chrono::steady_clock::time_point since) {
+    const auto n =
+        std::chrono::duration_cast<seconds>(std::chrono::steady_clock::now() - since).count();
+    return " for " + std::to_string(n) + " s";
+}
+
+} // namespace
+
+std::string wanted_target::title() const {
+    const std::string where =
+        settings_.type == target_type::uring ? settings_.path
+        : settings_.type == target_type::nvme
+            ? "nvme:" + settings_.device + "/" + std::to_string(settings_.nsid)
+            : "";
+    return "target " + settings_.name + (where.empty() ? "" : " (" + where + ")");
+}
+
+std::string wanted_target::problem() const {
+    switch (now_) {
+    case phase::opening: return title() + ": being opened" + for_seconds(since_);
+    case phase::waiting: return why_;
+    case phase::closing: return title() + ": being closed" + for_seconds(since_);
+    case phase::ready: break;
+    }
+    if (!opened_->withdrawn.empty())
+        return title() + ": withdrawn: " + opened_->withdrawn;
+    if (growing_ && clock::now() - growing_since_ > grace)
+        return title() + ": looked at, or made larger," + for_seconds(growing_since_);
+    return {};
+}
+
+wanted_target* target_keeper::wanted(const std::string& name) const {
+    return find_in(wanted_, name);
+}
+const wanted_target* target_keeper::find(const std::string& name) const {
+    return wanted(name);
+}
+const wanted_target* target_keeper::find_closing(const std::string& name) const {
+    return find_in(closing_, name);
+}
+
+bool target_keeper::settled() const {
+    return std::none_of(wanted_.begin(), wanted_.end(), [](const entry& w) {
+        return w->now() == wanted_target::phase::opening && !w->tries_;
+    });
+}
+
+void target_keeper::want(const target_config& c) {
+    if (wanted(c.name))
+        return;
+    wanted_.push_back(entry(new wanted_target(loop_, c)));
+    open(*wanted_.back());
+}
+
+result<target*> target_keeper::adopt(const target_config& c, std::unique_ptr<target> t) {
+    if (wanted(c.name))
+        return error{"target " + c.name + " exists already"};
+    wanted_.push_back(entry(new wanted_target(loop_, c)));
+    auto ok = publish(*wanted_.back(), std::move(t));
+    if (!ok)
+        wanted_.pop_back();
+    return ok;
+}
+
+void target_keeper::open(wanted_target& w) {
+    const target_config& c = w.settings_;
+    w.enter(wanted_target::phase::opening);
+    // Whoever wants a target is not called from within: what is known at once comes by the loop.
+    const auto later = [this, &w](std::unique_ptr<target> t, const std::string& refusal) {
+        auto held = std::make_shared<std::unique_ptr<target>>(std::move(t));
+        loop_.post([this, &w, held, refusal] {
+            if (*held)
+                opened(w, std::move(*held));
+            else
+                opened(w, error{refusal});
+        });
+    };
+    if (const wanted_target* old = find_closing(c.name))
+        return later({}, old->problem());
+    if (wanted_.size() + closing_.size() > VQL_MAX_TARGETS)
+        return later({}, "more than " + std::to_string(VQL_MAX_TARGETS) + " targets");
+    switch (c.type) {
+    case target_type::null: return later(make_null_target(c.name, c.bytes), {});
+    case target_type::nvme: {
+        auto t = targets_.open_nvme(c);
+        return t ? later(std::move(*t), {}) : later({}, t.failure().text);
+    }
+    case target_type::uring:
+        return w.worker_.run<std::unique_ptr<target>>(
+            [c] {
+                try_to_open(c.path);
+                return open_uring_target(c.name, c.path);
+            },
+            [this, &w](result<std::unique_ptr<target>> t) { opened(w, std::move(t)); });
+    }
+}
+
+// Storage has answered: @w is there, or the reason why not. Until then @w stays where it is.
+void target_keeper::opened(wanted_target& w, result<std::unique_ptr<target>> t) {
+    if (w.now_ == wanted_target::phase::closing) // dropped meanwhile
+        return t ? close(w, std::move(*t)) : closed(w);
+    if (!t)
+        return failed(w, t.failure().text);
+    if (auto ok = publish(w, std::move(*t)); !ok)
+        return failed(w, ok.failure().text);
+    if (w.tries_)
+        log_info(w.title() + ": is there now");
+    w.tries_ = 0;
+    if (changed_)
+        changed_(w.settings_.name);
+}
+
+void target_keeper::failed(wanted_target& w, const std::string& why) {
+    const std::string text = "target " + w.settings_.name + ": " + why;
+    if (std::exchange(w.why_, text) != text)
+        log_warning(text);
+    const auto pause =
+        std::min<seconds>(first_pause * (1u << std::min(w.tries_, 5u)), longest_pause);
+    w.tries_++;
+    w.enter(wanted_target::phase::waiting);
+    w.next_try_ = w.since_ + pause;
+    if (changed_)
+        changed_(w.settings_.name);
+}
+
+result<target*> target_keeper::publish(wanted_target& w, std::unique_ptr<target> t) {
+    auto added = targets_.add(std::move(t));
+    if (!added)
+        return added;
+    target& is = **added;
+    if (is.kind == target_kind::uring && !is.direct)
+        log_info("target " + is.name + ": " + is.path +
+                 " does not take O_DIRECT in blocks of 512 bytes; going through the page cache");
+    for (auto& p : pollers_)
+        p->post([p = p.get(), opened = &is] { p->add_target(*opened); });
+    w.opened_ = &is;
+    w.why_.clear();
+    w.enter(wanted_target::phase::ready);
+    return &is;
+}
+
+void target_keeper::drop(const std::string& name, std::function<void()> done) {
+    const auto at = std::find_if(wanted_.begin(), wanted_.end(),
+                                 [&](const entry& w) { return w->settings_.name == name; });
+    if (at == wanted_.end())
+        return done();
+    closing_.push_back(std::move(*at));
+    wanted_.erase(at);
+    wanted_target& w = *closing_.back();
+    const auto was = w.now_;
+    w.closed_.push_back(std::move(done));
+    w.enter(wanted_target::phase::closing);
+    if (was == wanted_target::phase::ready)
+        let_go(w, *w.opened_);
+    else if (was == wanted_target::phase::waiting)
+        closed(w);
+    // Being opened: opened() goes on.
+}
+
+// The pollers hold the file in their tables: it is closed when the last has let go of it.
+void target_keeper::let_go(wanted_target& w, target& t) {
+    targets_.retire(t);
+    auto left = std::make_shared<size_t>(pollers_.size());
+    for (auto& p : pollers_) {
+        p->post([this, p = p.get(), &w, &t, left] {
+            p->remove_target(t);
+            loop_.post([this, &w, &t, left] {
+                if (--*left == 0)
+                    close(w, targets_.remove(t));
+            });
+        });
+    }
+}
+
+void target_keeper::close(wanted_target& w, std::unique_ptr<target> t) {
+    const bool nvme = t->kind == target_kind::nvme;
+    const uint32_t controller = t->controller;
+    auto held = std::make_shared<std::unique_ptr<target>>(std::move(t));
+    // Behind what was asked for before: that uses the file, or the controller.
+    w.worker_.run<void>(
+        [held] {
+            held->reset();
+            return result<void>();
+        },
+        [this, &w, held, nvme, controller](result<void> ok) {
+            if (!ok) { // no thread: tick() tries again
+                w.ended_ = std::move(*held);
+                return;
+            }
+            if (nvme)
+                controllers_.unuse(controller, [this, &w] { closed(w); });
+            else
+                closed(w);
+        });
+}
+
+void target_keeper::closed(wanted_target& w) {
+    const auto done = std::move(w.closed_);
+    std::erase_if(closing_, [&](const entry& e) { return e.get() == &w; });
+    for (const auto& told : done)
+        told();
+}
+
+void target_keeper::grow(target& t, uint64_t bytes, std::function<void(result<uint64_t>)> done) {
+    wanted_target* const w = wanted(t.name);
+    if (!w || w->opened_ != &t)
+        return done(error{"target " + t.name + " is being closed"});
+    if (!w->growing_++)
+        w->growing_since_ = std::chrono::steady_clock::now();
+    // @t stays until the job is done, and @w until we are told: it is closed by the same worker.
+    w->worker_.run<uint64_t>(
+        [this, &t, bytes] {
+            if (t.kind == target_kind::uring && !t.block_device)
+                try_to_grow(t.fd.get(), bytes);
+            return targets_.grow(t, bytes);
+        },
+        [w, &t, done = std::move(done)](result<uint64_t> usable) {
+            w->growing_--;
+            if (w->now_ != wanted_target::phase::ready) // @t may be gone
+                return done(error{w->title() + " is being closed"});
+            if (usable)
+                t.bytes = *usable;
+            done(std::move(usable));
+        });
+}
+
+void target_keeper::tick() {
+    const auto now = std::chrono::steady_clock::now();
+    for (size_t i = 0; i < wanted_.size(); i++)
+        if (wanted_[i]->now_ == wanted_target::phase::waiting && now >= wanted_[i]->next_try_)
+            open(*wanted_[i]);
+    for (const entry& w : closing_)
+        if (w->ended_)
+            close(*w, std::move(w->ended_));
+}
+
+} // namespace vql
