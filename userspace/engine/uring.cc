@@ -2,6 +2,7 @@
 #include "engine/uring.h"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <linux/falloc.h>
 #include <linux/fs.h>
@@ -38,6 +39,13 @@ result<void> uring_engine::open(io_uring& ring) {
         free_.push_back(&s);
     for (uint32_t i = bounce_buffers; i-- > 0;)
         free_bounce_.push_back(int16_t(i));
+
+    // What would wait in submission (a full or frozen file system, every fsync) the kernel gives to
+    // threads of its own, by default four for each CPU: requests of one target that hangs would
+    // take them all, and other targets' flushes would wait behind. So there is one for each slot,
+    // made when it is needed. Where the kernel does not know that, it is as it was.
+    std::array<unsigned, 2> most = {slots, slots};
+    io_uring_register_iowq_max_workers(ring_, most.data());
 
     // Both tables are an optimisation: without them every entry names its file and its memory.
     if (io_uring_register_files_sparse(ring_, VQL_MAX_TARGETS) == 0)
