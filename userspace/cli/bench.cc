@@ -70,6 +70,9 @@ result<void> check_device(const std::string& device) {
     return {};
 }
 
+constexpr const char* has_guest =
+    "; is a guest connected to it (vqlane disk list)? Each disk has one at a time";
+
 } // namespace
 
 void define_bench_options(CLI::App& command, bench_options& o) {
@@ -106,9 +109,9 @@ result<std::string> bench_disk(const bench_options& o) {
         out["device"] = o.device;
         return out.dump(2) + "\n";
     } catch (const guest::timeout_error& e) {
-        return error{
-            o.device + ": " + e.what() +
-            "; is a guest connected to it (vqlane disk list)? Each disk has one at a time"};
+        return error{o.device + ": " + e.what() + has_guest};
+    } catch (const guest::disconnected& e) { // a second client is turned away
+        return error{o.device + ": " + e.what() + has_guest};
     } catch (const guest::guest_error& e) {
         return error{o.device + ": " + e.what()};
     }
