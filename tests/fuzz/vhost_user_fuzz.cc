@@ -98,7 +98,7 @@ struct setup {
     setup() {
         set_log_level(log_level::error);
         require(bool(guard_guest_memory()));
-        require(bool(server.listen(path, 0600)));
+        require(bool(server.listen(path, {})));
     }
 };
 

@@ -9,8 +9,6 @@
 #include <algorithm>
 #include <bit>
 #include <climits>
-#include <map>
-#include <span>
 #include <string_view>
 #include <sys/un.h>
 
@@ -31,56 +29,71 @@ constexpr int max_cpu = 1023;
 constexpr uint32_t max_spin_us = 1'000'000;
 constexpr uint32_t max_iops = 100'000'000;
 const std::string control_socket = "control.sock";
+const std::string file_prefix = "file:", nvme_prefix = "nvme:";
 
-result<void> read_chunk_size(const spot& at, uint64_t& out) {
-    if (auto read = read_size(at, true, out); !read)
-        return read;
+bool read_chunk_size(const spot& at, uint64_t& out) {
+    if (!read_size(at, true, out))
+        return false;
     if (!std::has_single_bit(out) || out < min_chunk_bytes || out > max_chunk_bytes)
         return at.wrong(at.shown() + " is not a power of two between 64K and 1G");
-    return {};
+    return true;
 }
 
-result<void> read_name(const spot& at, std::string& out) {
+bool read_name(const spot& at, std::string& out) {
     constexpr std::string_view allowed =
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-";
 
-    if (auto read = read_string(at, out); !read)
-        return read;
+    if (!read_string(at, out))
+        return false;
     if (out.empty() || out.size() > 31 || out.find_first_not_of(allowed) != out.npos ||
         out == "." || out == "..")
         return at.wrong(
             at.shown() +
             " is not a name, expected 1 to 31 of A-Z a-z 0-9 _ . - (not \".\", \"..\")");
-    return {};
+    return true;
 }
 
-result<void> read_mode(const spot& at, uint32_t& out) {
+bool read_mode(const spot& at, uint32_t& out) {
     std::string text = at.value.is_string() ? at.value.get<std::string>() : "";
 
     if (text.size() < 3 || text.size() > 4 || text.find_first_not_of("01234567") != text.npos ||
         (text.size() == 4 && text[0] != '0'))
         return at.wrong(at.shown() + " is not a file mode, expected an octal string like \"0660\"");
     out = static_cast<uint32_t>(std::stoul(text, nullptr, 8));
-    return {};
+    return true;
 }
 
-result<void> read_pollers(const spot& at, std::vector<int>& out) {
+// The name of a user or group, or its number; whether it is there is for the machine to say.
+bool read_account(const spot& at, const char* what, std::string& out) {
+    // From 2^63 up, and so not a number here, where it is negative.
+    if (at.value.is_number_integer() && at.value.get<uint64_t>() < UINT32_MAX)
+        out = at.shown();
+    else if (!read_string(at, out))
+        return false;
+    if (out.empty() || out.size() > 255 || out.find_first_of(std::string(":/\0\n", 4)) != out.npos)
+        return at.wrong(at.shown() + " is not the name of " + what);
+    return true;
+}
+
+bool read_pollers(const spot& at, std::vector<int>& out) {
     if (!at.value.is_array() || at.value.empty() || at.value.size() > VQL_MAX_POLLERS)
         return at.wrong("expected an array of 1 to " + std::to_string(VQL_MAX_POLLERS) +
                         " CPU numbers");
     out.clear();
+    bool good = true;
     for (size_t i = 0; i < at.value.size(); i++) {
         int cpu = 0;
-        if (auto read = read_range(at[i], 0, max_cpu, cpu); !read)
-            return read;
-        if (std::find(out.begin(), out.end(), cpu) != out.end())
-            return at[i].wrong("CPU " + std::to_string(cpu) + " is in the list already");
-        out.push_back(cpu);
+        if (!read_range(at[i], 0, max_cpu, cpu))
+            good = false;
+        else if (std::find(out.begin(), out.end(), cpu) != out.end())
+            good = at[i].wrong("CPU " + std::to_string(cpu) + " is in the list already");
+        else
+            out.push_back(cpu);
     }
-    return {};
+    return good;
 }
 
-result<void> read_queue_size(const spot& at, uint32_t& out) {
+bool read_queue_size(const spot& at, uint32_t& out) {
     return read_integer(
         at,
         "a power of two between " + std::to_string(VQL_MIN_QUEUE_SIZE) + " and " +
@@ -91,7 +104,7 @@ result<void> read_queue_size(const spot& at, uint32_t& out) {
         out);
 }
 
-result<void> read_spin(const spot& at, bool& always) {
+bool read_spin(const spot& at, bool& always) {
     return read_word(at, {word<bool>{"always", true}}, always);
 }
 
@@ -130,13 +143,13 @@ bool is_pci_address(std::string_view s) {
 
 constexpr uint32_t max_nsid = 0xfffffffe; // NVMe 2.0 §3.2.1.2
 
-result<void> read_pci_address(const spot& at, std::string& out) {
-    if (auto read = read_string(at, out); !read)
-        return read;
+bool read_pci_address(const spot& at, std::string& out) {
+    if (!read_string(at, out))
+        return false;
     if (!is_pci_address(out))
         return at.wrong(at.shown() + " is not a PCI address like \"0000:01:00.0\" (see: vqlane "
                                      "device list)");
-    return {};
+    return true;
 }
 
 constexpr field<config> daemon_fields[] = {
@@ -145,6 +158,8 @@ constexpr field<config> daemon_fields[] = {
          return read_path(at, max_socket_bytes - 1 - control_socket.size(), c.run_dir);
      }},
     {"bpf_dir", [](const spot& at, config& c) { return read_path(at, max_path_bytes, c.bpf_dir); }},
+    {"state_dir",
+     [](const spot& at, config& c) { return read_path(at, max_path_bytes, c.state_dir); }},
     {"bpf", [](const spot& at, config& c) { return read_word(at, bpf_words, c.bpf); }},
     {"pollers", [](const spot& at, config& c) { return read_pollers(at, c.pollers); }},
     {"spin_us",
@@ -184,23 +199,30 @@ constexpr field<extent_config> extent_fields[] = {
     {"length", [](const spot& at, extent_config& e) { return read_size(at, false, e.length); }},
 };
 
-result<void> read_whole_target(const spot& at, disk_config& d) {
+bool read_whole_target(const spot& at, disk_config& d) {
     return read_string(at, d.extents.emplace_back().target);
 }
 
-result<void> read_extents(const spot& at, disk_config& d) {
+bool read_whole_file(const spot& at, disk_config& d) {
+    std::string path;
+    extent_config& whole = d.extents.emplace_back();
+    if (!read_path(at, max_path_bytes, path))
+        return false;
+    whole.target = file_prefix + path;
+    return true;
+}
+
+bool read_extents(const spot& at, disk_config& d) {
     // How many is bounded by the length of a file or request; the rest by check_extents().
-    auto read = read_tables<extent_config>(at, SIZE_MAX, extent_fields, nullptr, d.extents);
-    if (!read)
-        return read;
-    if (at.value.empty())
-        return at.wrong("expected at least one extent");
-    return {};
+    if (!read_tables<extent_config>(at, SIZE_MAX, extent_fields, nullptr, d.extents))
+        return false;
+    return !at.value.empty() || at.wrong("expected at least one extent");
 }
 
 constexpr field<disk_config> disk_fields[] = {
     {"name", [](const spot& at, disk_config& d) { return read_name(at, d.name); }, true},
     {"target", read_whole_target},
+    {"file", read_whole_file},
     {"extents", read_extents},
     {"size", [](const spot& at, disk_config& d) { return read_size(at, false, d.bytes); }},
     {"chunk_size",
@@ -216,24 +238,23 @@ constexpr field<disk_config> disk_fields[] = {
     {"lane", [](const spot& at, disk_config& d) { return read_word(at, lane_words, d.lane); }},
     {"socket",
      [](const spot& at, disk_config& d) { return read_path(at, max_socket_bytes, d.socket); }},
-    {"socket_mode", [](const spot& at, disk_config& d) { return read_mode(at, d.socket_mode); }},
+    {"socket_mode",
+     [](const spot& at, disk_config& d) { return read_mode(at, d.socket_mode.emplace()); }},
+    {"socket_user",
+     [](const spot& at, disk_config& d) { return read_account(at, "a user", d.socket_user); }},
+    {"socket_group",
+     [](const spot& at, disk_config& d) { return read_account(at, "a group", d.socket_group); }},
 };
 
-result<void> read_daemon(const spot& at, config& c) {
-    if (auto read = read_table<config>(at, daemon_fields, c); !read)
-        return read;
-    if (at.has("spin") && at.has("spin_us"))
-        return at.wrong("spin", "spin_us is given too, expected one of the two");
-    if (c.demote_iops >= c.promote_iops)
-        return at.wrong("demote_iops", std::to_string(c.demote_iops) +
-                                           " is not below promote_iops, " +
-                                           std::to_string(c.promote_iops) +
-                                           ": a queue would change lanes for ever");
-    return {};
+bool read_daemon(const spot& at, config& c) {
+    bool good = read_table<config>(at, daemon_fields, c);
+    if (at.value.is_object() && at.has("spin") && at.has("spin_us"))
+        good = at.wrong("spin", "spin_us is given too, expected one of the two");
+    return good;
 }
 
 // Which keys each type of target needs, and which it may have.
-result<void> check_target(const spot& at, const target_config& t) {
+bool check_target(const spot& at, const target_config& t) {
     struct rule {
         const char* type;
         const char* needed;
@@ -242,59 +263,80 @@ result<void> check_target(const spot& at, const target_config& t) {
     const rule r = t.type == target_type::null   ? rule{"null", "size", nullptr}
                    : t.type == target_type::nvme ? rule{"nvme", "device", "namespace"}
                                                  : rule{"uring", "path", nullptr};
+    if (!at.good("type"))
+        return false;
+    bool good = true;
     for (const char* key : {"path", "size", "device", "namespace"}) {
         const std::string_view k = key;
         if (at.has(key) && k != r.needed && (!r.allowed || k != r.allowed))
-            return at.wrong(key, std::string("not for a ") + r.type + " target, which needs " +
+            good = at.wrong(key, std::string("not for a ") + r.type + " target, which needs " +
                                      r.needed);
     }
     if (!at.has(r.needed))
-        return at.wrong(r.needed, std::string("missing, a ") + r.type + " target needs it");
-    return {};
+        good = at.wrong(r.needed, std::string("missing, a ") + r.type + " target needs it");
+    return good;
 }
 
 // Chunks are whole on the target and on the disk; only the disk's last one may be cut short.
-result<void> check_extents(const spot& at, const disk_config& d) {
-    const uint64_t chunk = d.chunk_bytes ? d.chunk_bytes : min_chunk_bytes;
+bool check_extents(const spot& at, const disk_config& d) {
+    const bool own_chunk = at.good("chunk_size");
+    const uint64_t chunk = own_chunk ? d.chunk_bytes : min_chunk_bytes;
     const std::string unaligned = std::string(" is not a multiple of ") +
-                                  (d.chunk_bytes ? "chunk_size" : "64K, the smallest chunk");
+                                  (own_chunk ? "chunk_size" : "64K, the smallest chunk");
     uint64_t total = 0;
-    bool total_known = true;
+    bool total_known = true, good = true;
 
     for (size_t i = 0; i < d.extents.size(); i++) {
         const extent_config& e = d.extents[i];
         if (e.offset % chunk)
-            return at["extents"][i]["offset"].wrong(at["extents"][i]["offset"].shown() + unaligned);
+            good = at["extents"][i]["offset"].wrong(at["extents"][i]["offset"].shown() + unaligned);
         if (e.length % chunk && i + 1 < d.extents.size())
-            return at["extents"][i]["length"].wrong(at["extents"][i]["length"].shown() + unaligned +
+            good = at["extents"][i]["length"].wrong(at["extents"][i]["length"].shown() + unaligned +
                                                     ", and this is not the last extent");
         total_known = total_known && e.length;
         total += e.length;
         if (total > max_disk_bytes)
             return at["extents"][i].wrong("the extents up to here make more than 2^60 bytes");
     }
-    if (total_known && d.bytes > total)
+    if (good && total_known && at.good("size") && d.bytes > total)
         return at["size"].wrong(at["size"].shown() + " is more than the extents make (" +
                                 std::to_string(total) + " bytes)");
-    return {};
+    return good;
 }
 
-result<void> check_disk(const spot& at, const disk_config& d) {
+// What a disk says of where its bytes rest: one of three keys.
+bool check_storage(const spot& at, const disk_config& d) {
+    std::string first;
+    for (const char* key : {"target", "file", "extents"}) {
+        if (!at.has(key))
+            continue;
+        if (!first.empty())
+            return at.wrong(key, first + " is given too, expected one of target, file and extents");
+        first = key;
+    }
+    if (first.empty())
+        return at.wrong("expected target, file or extents");
+    return !at.good("extents") || check_extents(at, d);
+}
+
+bool check_disk(const spot& at, const disk_config& d) {
+    bool good = true;
     // BPF_DIR/NAME is a disk's folder; these are there for all disks.
     for (const char* taken : {"disks", "kernel_stats", "stats_tables", "tables", "trace"})
         if (d.name == taken)
-            return at.wrong("name", at["name"].shown() + " is reserved, expected another name");
-    if (at.has("target") && at.has("extents"))
-        return at.wrong("extents", "target is given too, expected one of the two");
-    if (d.extents.empty())
-        return at.wrong("expected target or extents");
-    if (d.frontend == frontend_type::vdpa)
-        for (const char* key : {"socket", "socket_mode"})
+            good = at.wrong("name", at["name"].shown() + " is reserved, expected another name");
+    if (!check_storage(at, d))
+        good = false;
+    if (at.has("frontend") && !at.good("frontend"))
+        return false;
+    if (d.frontend == frontend_type::vdpa) {
+        for (const char* key : {"socket", "socket_mode", "socket_user", "socket_group"})
             if (at.has(key))
-                return at.wrong(key, "a vdpa disk has no socket");
-    if (d.frontend != frontend_type::vdpa && at.has("lane"))
-        return at.wrong("lane", "for vdpa disks only: the module has no queues of others");
-    return check_extents(at, d);
+                good = at.wrong(key, "a vdpa disk has no socket");
+    } else if (at.has("lane")) {
+        good = at.wrong("lane", "for vdpa disks only: the module has no queues of others");
+    }
+    return good;
 }
 
 constexpr field<config> document_fields[] = {
@@ -310,103 +352,44 @@ constexpr field<config> document_fields[] = {
      }},
 };
 
-// Names that are given once, by where that was.
-class name_set {
-  public:
-    result<void> add(const spot& at, const std::string& name) {
-        auto [first, added] = seen_.emplace(name, at.path);
-        if (!added)
-            return at.wrong("\"" + name + "\" is taken by " + first->second);
-        return {};
-    }
-    bool has(const std::string& name) const { return seen_.count(name) != 0; }
-
-  private:
-    std::map<std::string, std::string> seen_;
-};
-
-// The targets of @d that are named by what they are, and are not in @all yet.
-void add_named_targets(const disk_config& d, std::vector<target_config>& all) {
-    for (const extent_config& e : d.extents) {
-        auto named = nvme_target_named(e.target);
-        if (named && std::none_of(all.begin(), all.end(),
-                                  [&](const target_config& t) { return t.name == e.target; }))
-            all.push_back(std::move(*named));
-    }
-}
-
-result<void> check_known(const spot& disk, const disk_config& d, const name_set& targets,
-                         const std::vector<std::string>& names) {
-    for (size_t i = 0; i < d.extents.size(); i++) {
-        const spot at = disk.has("target") ? disk["target"] : disk["extents"][i]["target"];
-        if (!targets.has(d.extents[i].target) && !nvme_target_named(d.extents[i].target))
-            return at.wrong(
-                "there is no target " + at.shown() +
-                (names.empty() ? ", nor any other" : " (known: " + listed(names) + ")"));
-    }
-    return {};
-}
-
-// What one table says about another.
-result<void> check_references(const spot& document, const config& c) {
-    name_set targets, disks, sockets;
-    std::vector<std::string> target_names;
-
-    for (size_t i = 0; i < c.targets.size(); i++) {
-        if (auto added = targets.add(document["target"][i]["name"], c.targets[i].name); !added)
-            return added;
-        target_names.push_back(c.targets[i].name);
-    }
-    for (size_t i = 0; i < c.disks.size(); i++) {
-        const spot at = document["disk"][i];
-        const spot socket_at = at[at.has("socket") ? "socket" : "name"];
-        if (auto added = disks.add(at["name"], c.disks[i].name); !added)
-            return added;
-        if (auto known = check_known(at, c.disks[i], targets, target_names); !known)
-            return known;
-        if (c.disks[i].frontend != frontend_type::vhost_user)
-            continue;
-        auto socket = disk_socket(c.run_dir, c.disks[i]);
-        if (!socket)
-            return socket_at.wrong(socket.failure().text);
-        if (auto added = sockets.add(socket_at, *socket); !added)
-            return added;
-    }
-    return {};
-}
-
 } // namespace
 
-result<config> load_config(const std::string& path) {
-    auto document = load_toml(path);
-    if (!document)
-        return document.failure();
+bool read_document(const spot& at, config& c) {
+    return read_table<config>(at, document_fields, c);
+}
 
-    const spot at{document->root, "", document->from};
-    config c;
-    if (auto read = read_table<config>(at, document_fields, c); !read)
-        return read.failure();
-    if (auto valid = check_references(at, c); !valid)
-        return valid.failure();
-    for (const disk_config& d : c.disks)
-        add_named_targets(d, c.targets);
-    return c;
+std::string wrong_rates(const config& c) {
+    if (c.demote_iops < c.promote_iops)
+        return {};
+    return std::to_string(c.demote_iops) + " is not below promote_iops, " +
+           std::to_string(c.promote_iops) + ": a queue would change lanes for ever";
 }
 
 result<void> override_daemon(const json& keys, config& c) {
     const origin from;
-    return read_daemon({keys, "", from}, c);
+    problems found;
+    const spot at{keys, "", from, found};
+    read_daemon(at, c);
+    if (found.empty())
+        if (const std::string why = wrong_rates(c); !why.empty())
+            at.wrong("demote_iops", why);
+    if (!found.empty())
+        return found.joined();
+    return {};
 }
 
-std::optional<target_config> nvme_target_named(const std::string& name) {
-    const std::string prefix = "nvme:";
-    const size_t slash = name.rfind('/');
-    if (!name.starts_with(prefix) || slash == name.npos)
-        return {};
+std::optional<target_config> target_named(const std::string& name) {
     target_config t;
     t.name = name;
+    if (name.starts_with(file_prefix + "/")) {
+        t.path = name.substr(file_prefix.size());
+        return t;
+    }
+    const size_t slash = name.rfind('/');
+    if (!name.starts_with(nvme_prefix) || slash == name.npos)
+        return {};
     t.type = target_type::nvme;
-    t.device = name.substr(prefix.size(), slash - prefix.size());
+    t.device = name.substr(nvme_prefix.size(), slash - nvme_prefix.size());
     const std::string nsid = name.substr(slash + 1);
     if (!is_pci_address(t.device) || nsid.empty() || nsid.size() > 9 || nsid[0] == '0' ||
         nsid.find_first_not_of("0123456789") != nsid.npos)
@@ -419,31 +402,30 @@ bool made_for_disk(const std::string& target_name) {
     return target_name.find(':') != target_name.npos; // names in a configuration have no colon
 }
 
+void add_named_targets(const disk_config& d, std::vector<target_config>& all) {
+    for (const extent_config& e : d.extents) {
+        auto named = target_named(e.target);
+        if (named && std::none_of(all.begin(), all.end(),
+                                  [&](const target_config& t) { return t.name == e.target; }))
+            all.push_back(std::move(*named));
+    }
+}
+
 result<disk_config> parse_disk(const json& request, std::vector<target_config>& own_targets) {
     const origin from;
     json table = request;
     disk_config disk;
+    problems found;
 
     own_targets.clear();
     if (table.is_object())
         table.erase("op");
-    if (table.contains("file")) {
-        const spot at{table, "", from};
-        target_config target;
-        if (at.has("target") || at.has("extents"))
-            return at.wrong("file", "expected one of file, target and extents");
-        if (auto read = read_path(at["file"], max_path_bytes, target.path); !read)
-            return read.failure();
-        target.name = "file:" + target.path;
-        table.erase("file");
-        table["target"] = target.name;
-        own_targets.push_back(target);
-    }
-    const spot at{table, "", from};
-    if (auto read = read_table<disk_config>(at, disk_fields, disk); !read)
-        return read.failure();
-    if (auto valid = check_disk(at, disk); !valid)
-        return valid.failure();
+    const spot at{table, "", from, found};
+    read_table<disk_config>(at, disk_fields, disk);
+    if (table.is_object())
+        check_disk(at, disk);
+    if (!found.empty())
+        return found.joined();
     add_named_targets(disk, own_targets);
     return disk;
 }

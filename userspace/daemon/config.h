@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// The configuration file (TOML), read and validated as a whole: a wrong one starts nothing.
+// What a configuration says: of the daemon, of targets, of disks; and the rules for each key and
+// table. Files of them are config_files.h's, this machine is validate.h's.
 #pragma once
 
 #include "base/log.h"
@@ -28,19 +29,25 @@ struct target_config {
     target_type type = target_type::uring;
     std::string path;   // uring: a regular file or a block device
     uint64_t bytes = 0; // null: its size
+    // A regular file, or null, is made so large when it is opened: a resize that was promised.
+    uint64_t at_least = 0;
     std::string device; // nvme: PCI address of a controller bound to the module, "0000:01:00.0"
     uint32_t nsid = 1;  // nvme: namespace
+
+    bool operator==(const target_config&) const = default;
 };
 
 struct extent_config {
     std::string target;
     uint64_t offset = 0; // bytes on the target, a multiple of the chunk size
     uint64_t length = 0; // bytes; 0: to the end of the target
+
+    bool operator==(const extent_config&) const = default;
 };
 
 struct disk_config {
     std::string name; // [A-Za-z0-9_.-]{1,31}, not "." or "..", nor "tables" (see BPF_DIR)
-    // At least one; "target = T" is one extent of offset 0, length 0.
+    // At least one; "target = T" is one extent of offset 0, length 0, and so is "file = F".
     std::vector<extent_config> extents;
     uint64_t bytes = 0;       // 0: the sum of the extents
     uint64_t chunk_bytes = 0; // 0: the largest that fits
@@ -51,11 +58,22 @@ struct disk_config {
     frontend_type frontend = frontend_type::vhost_user;
     lane_mode lane = lane_mode::automatic; // vdpa
     std::string socket;                    // vhost-user; empty: RUN_DIR/NAME.sock
-    uint32_t socket_mode = 0600;
+    std::optional<uint32_t> socket_mode;   // left out: 0600, or 0660 with a socket_group
+    std::string socket_user, socket_group; // names or numbers; empty: as the file system has it
+
+    bool operator==(const disk_config&) const = default;
+    // Is it all of one target, which then may grow with it?
+    bool has_whole_target() const {
+        return extents.size() == 1 && !extents[0].offset && !extents[0].length;
+    }
+    uint32_t mode_of_socket() const {
+        return socket_mode.value_or(socket_group.empty() ? 0600 : 0660);
+    }
 };
 
 struct config {
     std::string run_dir = "/run/vqlane";
+    std::string state_dir = "/var/lib/vqlane"; // what commands made
     std::string bpf_dir = "/sys/fs/bpf/vqlane";
     bpf_mode bpf = bpf_mode::automatic;
     std::vector<int> pollers; // CPU numbers; empty: one poller on the last allowed CPU
@@ -74,28 +92,33 @@ struct config {
     std::vector<disk_config> disks;
 };
 
-// Everything that can be told from the text alone is checked here: syntax, unknown keys, types,
-// ranges, names (unique, known). What needs the files themselves is checked when they are opened.
-// The error reads "FILE:LINE: disk[0].queue_size: what is wrong and what was expected".
-result<config> load_config(const std::string& path);
+struct spot; // daemon/document.h
+
+// One file's tables, added to @c: syntax, unknown keys, types, ranges. What is wrong goes to where
+// @at sends it; false if anything is.
+bool read_document(const spot& at, config& c);
+
+// What is wrong with the rates at which queues change lanes; empty: nothing.
+std::string wrong_rates(const config& c);
 
 // Keys of [daemon] as JSON, over what @c has: the command line's flags, by the same rules. After an
 // error ("pollers[1]: what is wrong") @c is not to be used.
 result<void> override_daemon(const nlohmann::json& keys, config& c);
 
-// One disk from the control socket: the keys of a [[disk]] table as JSON, plus "op" (skipped), and
-// instead of a target "file", the path of a file or block device (its name is then "file:PATH").
-// The targets that are named by what they are, this one and "nvme:BDF/NSID", are returned in
-// @own_targets. Other keys are refused. Whether its name is free and its targets are known is for
-// the caller to check.
+// One disk from the control socket: the keys of a [[disk]] table as JSON, plus "op" (skipped).
+// The targets that are named by what they are ("file" makes one, and see target_named()) are
+// returned in @own_targets. Other keys are refused; the error has all that is wrong. Whether its
+// name is free and its targets are known is for the caller to check.
 result<disk_config> parse_disk(const nlohmann::json& request,
                                std::vector<target_config>& own_targets);
 
-// "nvme:0000:01:00.0/1" as a target, or nothing when @name is not of that form. That is its name
-// too, and one that no [[target]] can have.
-std::optional<target_config> nvme_target_named(const std::string& name);
+// "nvme:0000:01:00.0/1" and "file:/absolute/path" as targets, or nothing when @name is of neither
+// form. That is its name too, and one that no [[target]] can have.
+std::optional<target_config> target_named(const std::string& name);
 // Was a target of this name made for a disk, with no [[target]]?
 bool made_for_disk(const std::string& target_name);
+// The targets of @d that are named by what they are, added to @all where they are not in there.
+void add_named_targets(const disk_config& d, std::vector<target_config>& all);
 
 // Where @disk listens: its own socket or RUN_DIR/NAME.sock. An error when that is too long for a
 // socket address, or the control socket's.

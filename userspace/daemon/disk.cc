@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "daemon/disk.h"
 
+#include "base/account.h"
 #include "base/log.h"
 #include "daemon/stats.h"
 #include "ebpf/kernel_stats.h"
@@ -71,6 +72,28 @@ result<void> disk::take_slot() {
     return take_slot();
 }
 
+namespace {
+
+result<socket_access> access_of(const disk_config& c) {
+    socket_access access;
+    access.mode = c.mode_of_socket();
+    if (!c.socket_user.empty()) {
+        auto user = user_id(c.socket_user);
+        if (!user)
+            return user.failure();
+        access.user = *user;
+    }
+    if (!c.socket_group.empty()) {
+        auto group = group_id(c.socket_group);
+        if (!group)
+            return group.failure();
+        access.group = *group;
+    }
+    return access;
+}
+
+} // namespace
+
 result<void> disk::open_frontend() {
     if (config_.frontend == frontend_type::vdpa) {
         auto module = services_.module();
@@ -84,10 +107,17 @@ result<void> disk::open_frontend() {
         lives_on_ = true;
         return {};
     }
+    auto access = access_of(config_);
+    if (!access)
+        return error{"disk " + config_.name + ": " + access.failure().text};
     auto s = std::make_unique<vhost_user_server>(services_.loop, *this, config_.name);
     vhost_user_server& opened = *s;
     server_ = std::move(s);
-    return opened.listen(socket_, config_.socket_mode);
+    if (auto ok = opened.listen(socket_, *access); !ok)
+        return ok;
+    if (const std::string why = why_out_of_reach(socket_); !why.empty())
+        log_warning("disk " + config_.name + ": " + why);
+    return {};
 }
 
 result<kmod_control*> disk_services::module() {

@@ -3,16 +3,18 @@
 #include "base/event_loop.h"
 #include "base/log.h"
 #include "base/version.h"
-#include "daemon/config.h"
+#include "daemon/config_files.h"
 #include "daemon/control.h"
 #include "daemon/server.h"
 #include "daemon/storage_child.h"
+#include "daemon/validate.h"
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
@@ -32,13 +34,14 @@ struct flags {
 // Exits on --help and on a wrong command line (2).
 flags parse_flags(int argc, char** argv) {
     flags f;
-    std::string run_dir, bpf_dir, bpf, spin, level, registration;
+    std::string run_dir, state_dir, bpf_dir, bpf, spin, level, registration;
     std::vector<int> pollers;
     CLI::App app{"vqlaned serves virtual disks to KVM guests. See vqlane(1) for the command that "
                  "steers it."};
     app.set_version_flag("--version", std::string("vqlaned ") + version());
     app.add_option("--config", f.config_path, "configuration file")->capture_default_str();
     app.add_option("--run-dir", run_dir, "folder for sockets");
+    app.add_option("--state-dir", state_dir, "folder for what commands made, over a restart");
     app.add_option("--bpf-dir", bpf_dir, "folder for pinned BPF maps, on a BPF file system");
     app.add_option("--bpf", bpf, "auto, required or off");
     app.add_option("--pollers", pollers, "CPU numbers, one poller on each")->delimiter(',');
@@ -47,7 +50,8 @@ flags parse_flags(int argc, char** argv) {
     app.add_option("--log-level", level, "error, warning, info or debug");
     app.add_flag("--strict", f.strict,
                  "do not start if a disk cannot be served (without it that disk waits)");
-    app.add_flag("--check", f.check, "only read and check the configuration");
+    app.add_flag("--check", f.check,
+                 "only read the configuration and compare it with this machine");
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& e) {
@@ -57,8 +61,13 @@ flags parse_flags(int argc, char** argv) {
         if (!value.empty())
             f.daemon[key] = value;
     };
-    set("run_dir", run_dir);
-    set("bpf_dir", bpf_dir);
+    // A relative one is the caller's.
+    const auto set_folder = [&](const char* key, const std::string& value) {
+        set(key, value.empty() ? value : std::filesystem::absolute(value).string());
+    };
+    set_folder("run_dir", run_dir);
+    set_folder("state_dir", state_dir);
+    set_folder("bpf_dir", bpf_dir);
     set("bpf", bpf);
     set("log_level", level);
     set("register_memory", registration);
@@ -72,12 +81,17 @@ flags parse_flags(int argc, char** argv) {
     return f;
 }
 
+sigset_t ours(std::initializer_list<int> numbers) {
+    sigset_t set;
+    sigemptyset(&set);
+    for (int number : numbers)
+        sigaddset(&set, number);
+    return set;
+}
+
 result<void> serve(const config& c, bool strict) {
     event_loop loop;
-    sigset_t signals;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGTERM);
-    sigaddset(&signals, SIGINT);
+    const sigset_t signals = ours({SIGTERM, SIGINT, SIGHUP});
     // Before any thread starts, so that all inherit it and the loop alone gets them.
     sigprocmask(SIG_BLOCK, &signals, nullptr);
     signal(SIGPIPE, SIG_IGN);
@@ -99,6 +113,8 @@ result<void> serve(const config& c, bool strict) {
         signalfd_siginfo info{};
         if (::read(signal_fd.get(), &info, sizeof(info)) != sizeof(info) || stopping)
             return;
+        if (info.ssi_signo == SIGHUP)
+            return log_info("SIGHUP: nothing is read again; restart vqlaned for that");
         stopping = true;
         log_info("stopping: waiting for what is in flight");
         sd_notify(0, "STOPPING=1");
@@ -117,27 +133,30 @@ result<void> serve(const config& c, bool strict) {
 }
 
 int run(int argc, char** argv) {
+    // It is to be read as "reload" from the first moment: one that comes early waits for the loop.
+    const sigset_t hangup = ours({SIGHUP});
+    sigprocmask(SIG_BLOCK, &hangup, nullptr);
     const flags f = parse_flags(argc, argv);
     config defaults;
     if (auto ok = override_daemon(f.daemon, defaults); !ok) {
         log_error("command line: " + ok.failure().text);
         return 2; // like any other wrong use
     }
-    auto c = load_config(f.config_path);
-    if (!c) {
-        log_error(c.failure().text);
+    config_text text;
+    load_config(f.config_path, f.daemon, text);
+    check_machine(text, f.check ? look::storage : look::daemon);
+    if (text.found.fatal() || ((f.check || f.strict) && !text.found.empty())) {
+        for (const std::string& line : text.found.shown())
+            log_error(line);
         return 1;
-    }
-    if (auto ok = override_daemon(f.daemon, *c); !ok) { // by the same rules, now for good
-        log_error("command line: " + ok.failure().text);
-        return 2;
     }
     if (f.check) {
         std::printf("%s: ok\n", f.config_path.c_str());
         return 0;
     }
-    set_log_level(c->level);
-    if (auto ok = serve(*c, f.strict); !ok) {
+    const config& c = text.settings;
+    set_log_level(c.level);
+    if (auto ok = serve(c, f.strict); !ok) {
         log_error(ok.failure().text);
         return 1;
     }

@@ -113,7 +113,11 @@ result<void> server::settle(bool strict) {
 
 result<void> server::lock_run_dir() {
     const std::string& dir = config_.run_dir;
-    if (mkdir(dir.c_str(), 0755) < 0 && errno != EEXIST)
+    // One that is there stays as somebody made it: setgid, or for a group alone. In ours all may
+    // pass, whatever our umask: who may connect is up to each socket's mode.
+    if (mkdir(dir.c_str(), 0755) == 0)
+        chmod(dir.c_str(), 0755);
+    else if (errno != EEXIST)
         return errno_error(dir, errno);
     // One of us at a time takes or replaces the lock file, so that two never replace it both.
     unique_fd folder(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));

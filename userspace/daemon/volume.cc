@@ -10,8 +10,10 @@ namespace vql {
 
 namespace {
 
-result<claim> plan_part(const disk_config& c, const extent_config& e, const target_set& targets) {
-    target* t = targets.find(e.target);
+using finder = std::function<target*(const std::string& name)>;
+
+result<claim> plan_part(const disk_config& c, const extent_config& e, const finder& find) {
+    target* t = find(e.target);
     if (!t)
         return error{"disk " + c.name + ": target " + e.target + " does not exist"};
     if (t->read_only && !c.read_only)
@@ -53,11 +55,15 @@ result<uint32_t> choose_chunk_shift(const disk_config& c, const volume& v) {
 } // namespace
 
 result<volume> plan_volume(const disk_config& c, const target_set& targets) {
+    return plan_volume(c, [&](const std::string& name) { return targets.find(name); });
+}
+
+result<volume> plan_volume(const disk_config& c, const finder& find) {
     volume v;
     uint64_t sum = 0;
     v.discard = c.discard;
     for (const extent_config& e : c.extents) {
-        auto part = plan_part(c, e, targets);
+        auto part = plan_part(c, e, find);
         if (!part)
             return part.failure();
         v.parts.push_back(*part);

@@ -8,6 +8,7 @@
 #include "daemon/targets.h"
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -27,6 +28,9 @@ struct volume {
 // Refused: unknown targets, parts beyond a target's end, offsets and lengths no chunk size fits, a
 // size beyond the sum of the parts, a writable disk on a read-only target.
 result<volume> plan_volume(const disk_config& c, const target_set& targets);
+// The same over any targets: @find gives the one of a name, or null.
+result<volume> plan_volume(const disk_config& c,
+                           const std::function<target*(const std::string& name)>& find);
 
 // The words of @v for a table of @v.chunks() entries.
 void write_extents(const volume& v, std::span<uint64_t> words);

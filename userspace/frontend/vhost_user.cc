@@ -49,7 +49,7 @@ bool socket_alive(const sockaddr_un& addr) {
 
 } // namespace
 
-result<void> vhost_user_server::listen(const std::string& path, uint32_t mode) {
+result<void> vhost_user_server::listen(const std::string& path, const socket_access& access) {
     sockaddr_un addr{};
     addr.sun_family = AF_UNIX;
     if (path.size() >= sizeof(addr.sun_path))
@@ -71,7 +71,11 @@ result<void> vhost_user_server::listen(const std::string& path, uint32_t mode) {
     if (bind(listener_.get(), reinterpret_cast<sockaddr*>(&addr), sizeof(addr)) < 0)
         return errno_error(path, errno);
     path_ = path;
-    if (chmod(path.c_str(), mode) < 0 || ::listen(listener_.get(), 4) < 0)
+    if (auto ok = give_access(path, access); !ok) {
+        unlink(path.c_str());
+        return ok;
+    }
+    if (::listen(listener_.get(), 4) < 0)
         return errno_error(path, errno);
     loop_.add(listener_.get(), EPOLLIN, [this](uint32_t) { accept_client(); });
     listening_ = true;

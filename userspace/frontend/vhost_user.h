@@ -13,6 +13,7 @@
 #include "frontend/frontend.h"
 #include "frontend/guest_memory.h"
 #include "frontend/inflight.h"
+#include "frontend/socket_access.h"
 #include "frontend/vhost_user_proto.h"
 
 #include <functional>
@@ -30,7 +31,7 @@ class vhost_user_server : public frontend {
 
     // Listen on @path. A socket that a dead daemon left there is replaced; anything else is
     // refused.
-    result<void> listen(const std::string& path, uint32_t mode);
+    result<void> listen(const std::string& path, const socket_access& access);
 
     std::string address() const override { return path_; }
     void close(std::function<void()> done) override;
