@@ -164,7 +164,8 @@ class Programs:
         config = folder / "vqlaned.toml"
         config.write_text("\n".join(lines) + "\n")
         self.bpf_dirs.append(pathlib.Path(f"/sys/fs/bpf/vqlane-bench-{os.getpid()}-{name}"))
-        command = [str(self.build / "vqlaned"), "--config", str(config), "--run-dir", str(folder), "--bpf-dir",
+        command = [str(self.build / "vqlaned"), "--config", str(config), "--run-dir", str(folder), "--state-dir",
+                   str(folder / "state"), "--bpf-dir",
                    str(self.bpf_dirs[-1])]
         return self._server(name, folder, command, [folder / f"{disk['name']}.sock" for disk in disks])
 

@@ -52,6 +52,9 @@ daemon_process::daemon_process(const std::string& config, std::vector<std::strin
     if (std::find(arguments.begin(), arguments.end(), "--bpf-dir") == arguments.end()) {
         arguments.insert(arguments.end(), {"--bpf-dir", bpf_dir_});
     }
+    if (std::find(arguments.begin(), arguments.end(), "--state-dir") == arguments.end()) {
+        arguments.insert(arguments.end(), {"--state-dir", directory_ / "state"});
+    }
     arguments_.insert(arguments_.end(), arguments.begin(), arguments.end());
     start();
 }

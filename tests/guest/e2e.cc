@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
+#include <filesystem>
 #include <fstream>
 #include <linux/fs.h>
 #include <random>
@@ -69,7 +70,7 @@ bool drive_world() {
 
 std::string storage_folder() {
     // In the virtual machine that has the drive the build folder is read-only.
-    return drive_world() ? "/tmp" : built_program(".");
+    return drive_world() ? "/tmp" : std::filesystem::absolute(built_program(".")).string();
 }
 
 void let_case(const std::string& word) {

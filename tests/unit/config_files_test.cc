@@ -107,7 +107,8 @@ TEST_CASE("of very many errors the first hundred are said, and how many more the
 TEST_CASE("a path is absolute wherever it stands", "[config]") {
     for (const char* key : {"run_dir", "state_dir", "bpf_dir"})
         CHECK(refusal("[daemon]\n" + std::string(key) + " = \"some/where\"\n") ==
-              "FILE:2: daemon." + key + ": \"some/where\" is relative, expected an absolute path");
+              std::string("FILE:2: daemon.") + key +
+                  ": \"some/where\" is relative, expected an absolute path");
     CHECK(refusal(file("t", "vm.img")) ==
           "FILE:4: target[0].path: \"vm.img\" is relative, expected an absolute path");
     CHECK(refusal("[[disk]]\nname = \"d\"\nfile = \"../vm.img\"\n") ==
@@ -121,7 +122,7 @@ TEST_CASE("two disks share a part of a target only to read it", "[config]") {
           "offset 0, disk[0].target");
     CHECK(refusal(null("t") + part("d", "64M", "128M") + part("e", "0", "64M")) == "(valid)");
     CHECK(refusal(null("t") + part("d", "64M", "128M") + part("e", "0", "128M")) ==
-          "FILE:9: disk[1].extents[0].target: its part of target t at offset 0 overlaps that of "
+          "FILE:10: disk[1].extents[0].target: its part of target t at offset 0 overlaps that of "
           "disk d at offset 67108864, disk[0].extents[0].target");
     CHECK(refusal(null("t") + part("d", "0", "128M") + whole("e", "t")).find("overlaps") !=
           std::string::npos);
@@ -131,7 +132,7 @@ TEST_CASE("two disks share a part of a target only to read it", "[config]") {
     // One that ends late, and starts before readers that others do not reach.
     CHECK(refusal(null("t") + part("a", "0", "512M", ro) + part("b", "64M", "64M", ro) +
                   part("c", "256M", "64M"))
-              .find("FILE:11: disk[2].extents[0].target: its part of target t at offset 268435456 "
+              .find("FILE:15: disk[2].extents[0].target: its part of target t at offset 268435456 "
                     "overlaps that of disk a") == 0);
     CHECK(refusal(null("t") + "[[disk]]\nname = \"d\"\nextents = [{ target = \"t\" },\n"
                               "{ target = \"t\", offset = \"64M\" }]\n")

@@ -187,7 +187,10 @@ daemon_start() {
     daemon_log=$2
     # The last run's log says "ready" too, until the child has opened its own.
     : >"$daemon_log"
-    ${daemon_runner[@]+"${daemon_runner[@]}"} "$VQL_BUILD/vqlaned" --config "$1" >"$daemon_log" 2>&1 </dev/null &
+    # Each begins without what commands did before.
+    rm -rf "$run_dir/state"
+    ${daemon_runner[@]+"${daemon_runner[@]}"} "$VQL_BUILD/vqlaned" --config "$1" \
+        --state-dir "$run_dir/state" >"$daemon_log" 2>&1 </dev/null &
     daemon_pid=$!
     for ((tries = 0; tries < 400 * VQL_SLOWER; tries++)); do
         grep -q '^info: ready: ' "$daemon_log" && return 0

@@ -8,6 +8,7 @@
 #include "cli/client.h"
 #include "cli/device_bind.h"
 #include "cli/disk.h"
+#include "cli/reload.h"
 #include "cli/stats.h"
 #include "cli/terminal.h"
 #include "cli/top.h"
@@ -145,7 +146,9 @@ void define_disk_add(CLI::App& command, json& request) {
     text(command, "--lane", "lane",
          "vdpa: auto, poll (pollers serve it) or kernel (the module does); default auto");
     path(command, "--vhost-socket", "socket", "its vhost-user socket; default: RUN_DIR/NAME.sock");
-    text(command, "--socket-mode", "socket_mode", "octal; default 0600");
+    text(command, "--socket-mode", "socket_mode", "octal; default 0600, 0660 with a group");
+    text(command, "--socket-user", "socket_user", "whose its socket is, by name or number");
+    text(command, "--socket-group", "socket_group", "… and which group's");
 }
 
 void define_disk(CLI::App& app, command_line& line) {
@@ -153,6 +156,12 @@ void define_disk(CLI::App& app, command_line& line) {
     CLI::App& disk = *app.add_subcommand("disk", "list and change disks");
     const auto op = [&request](const char* name) {
         return [&request, name] { request["op"] = name; };
+    };
+
+    const auto transient = [&request](CLI::App& command) {
+        command.add_flag_callback(
+            "--transient", [&request] { request["transient"] = true; },
+            "until the daemon ends; without it the change is kept");
     };
 
     disk.require_subcommand(1);
@@ -165,12 +174,14 @@ void define_disk(CLI::App& app, command_line& line) {
 
     CLI::App& add = *disk.add_subcommand("add", "make a disk that a guest can attach");
     define_disk_add(add, request);
+    transient(add);
     add.callback(op("disk_add"));
 
     CLI::App& rm = *disk.add_subcommand("rm", "remove a disk; its data stays");
     define_name(rm, request);
     rm.add_flag_callback(
         "--force", [&request] { request["force"] = true; }, "even while a client is connected");
+    transient(rm);
     rm.callback(op("disk_rm"));
 
     CLI::App& resize = *disk.add_subcommand("resize", "change a disk's size; its guest is told");
@@ -181,6 +192,7 @@ void define_disk(CLI::App& app, command_line& line) {
             [&request](const std::string& text) { request["size"] = size_argument("SIZE", text); },
             "bytes, or with K, M, G, T")
         ->required();
+    transient(resize);
     resize.callback(op("disk_resize"));
 
     CLI::App& policy = *disk.add_subcommand(
@@ -344,6 +356,8 @@ std::string render(const command_line& line, const json& value, const json& befo
         return value.dump(line.watch_seconds > 0 ? -1 : 2) + "\n";
     if (line.request.at("op") == "disk_list")
         return vql::disk_list_text(value, line.list);
+    if (line.request.at("op") == "reload")
+        return vql::reload_text(value);
     if (line.request.at("op") != "stats")
         return value.is_null() ? "" : vql::disk_table(value.is_array() ? value : json{value}, true);
     const bool rates = line.watch_seconds > 0;
@@ -364,7 +378,8 @@ int run(const command_line& line) {
 
     json request = line.request;
     const auto op = request.at("op").get<std::string>();
-    if (op == "disk_add" || op == "disk_rm" || op == "disk_resize") // may have to wait for storage
+    if (op == "disk_add" || op == "disk_rm" || op == "disk_resize" ||
+        op == "reload") // may have to wait for storage
         request["progress"] = true;
     const bool redraw = vql::can_redraw() && !line.as_json;
     json before;
@@ -379,8 +394,10 @@ int run(const command_line& line) {
                 return failed(ok.failure().text);
         std::string text =
             render(line, *value, before, std::chrono::duration<double>(now - before_at).count());
-        if (line.watch_seconds == 0)
-            return print(text);
+        if (line.watch_seconds == 0) {
+            const int err = print(text);
+            return err || op != "reload" || vql::reload_complete(*value) ? err : 1;
+        }
         // To the top, then clear what follows: no flicker. Elsewhere a blank line between tables.
         if (redraw)
             text.insert(0, "\033[H\033[J");
@@ -409,6 +426,8 @@ int parse_and_run(int argc, char** argv) {
     app.set_version_flag("--version", std::string("vqlane ") + vql::version());
     define_disk(app, line);
     define_version(app, line);
+    app.add_subcommand("reload", "read the configuration again, and change what differs")
+        ->callback([&line] { line.request["op"] = "reload"; });
     define_stats(app, line);
     define_top(app, line);
     define_trace(app, line);
@@ -423,7 +442,7 @@ int parse_and_run(int argc, char** argv) {
         const std::string unknown = vql::unknown_word(app, argc, argv);
         failed(unknown.empty() ? e.what() : unknown, 2);
         if (!errors_as_json)
-            std::fputs("Commands: disk list, disk add, disk rm, disk resize, disk policy, stats, "
+            std::fputs("Commands: disk list, disk add, disk rm, disk resize, disk policy, reload, stats, "
                        "top, trace, bench, device list, device bind, device unbind, version; "
                        "each has --help.\n",
                        stderr);

@@ -138,9 +138,9 @@ class references {
     void check_disk(size_t i) {
         const spot& at = text_.disks[i];
         const disk_config& d = text_.settings.disks[i];
-        if (at.good("name"))
-            disks_.add(at["name"], d.name, "\"" + d.name + "\"");
-        check_socket(at, d);
+        // Two of one name would have one socket, too.
+        if (!at.good("name") || disks_.add(at["name"], d.name, "\"" + d.name + "\""))
+            check_socket(at, d);
         // The parts of one that is wrong, or at unknown targets, are compared with no others.
         for (const char* key : {"target", "file", "extents"})
             if (at.has(key) && !at.good(key))

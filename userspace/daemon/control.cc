@@ -47,6 +47,11 @@ T key(const json& request, const char* name, const char* type, bool (json::*is)(
     return it->get<T>();
 }
 
+// One that may be left out, and is false then.
+bool flag(const json& request, const char* name) {
+    return request.contains(name) && key<bool>(request, name, "a boolean", &json::is_boolean);
+}
+
 void allow_keys(const json& request, std::initializer_list<const char*> names) {
     for (const auto& item : request.items())
         if (std::none_of(names.begin(), names.end(),
@@ -182,26 +187,27 @@ void control_socket::dispatch(const std::shared_ptr<client>& c, const json& requ
         return reply(c, success(list));
     }
     if (op == "disk_add") {
-        std::vector<target_config> own;
-        auto parsed = parse_disk(request, own);
-        if (!parsed)
-            return reply(c, failure(parsed.failure().text));
-        const std::string name = c->about = parsed->name;
+        json table = request;
+        table.erase("op");
+        table.erase("transient");
+        const bool transient = flag(request, "transient");
+        const std::string name = c->about =
+            key<std::string>(request, "name", "a string", &json::is_string);
         c->interrupted = [this, name] { server_.interrupt_add(name); };
-        return server_.add_disk(
-            *parsed, own, server::if_missing::refuse, [this, c, name](const result<void>& ok) {
-                const disk_entry* e = ok ? server_.find_entry(name) : nullptr;
-                reply(c, e ? success(describe(*e)) : failure(ok.failure().text));
-            });
+        return commands_.add(table, transient, [this, c, name](const result<void>& ok) {
+            const disk_entry* e = server_.find_entry(name);
+            reply(c, !ok ? failure(ok.failure().text)
+                     : e ? success(describe(*e))
+                         : failure("disk " + name + " was removed meanwhile"));
+        });
     }
     if (op == "disk_rm") {
-        allow_keys(request, {"op", "name", "force"});
-        const bool force = request.contains("force") &&
-                           key<bool>(request, "force", "a boolean", &json::is_boolean);
+        allow_keys(request, {"op", "name", "force", "transient"});
+        const bool force = flag(request, "force"), transient = flag(request, "transient");
         const auto name = c->about =
             key<std::string>(request, "name", "a string", &json::is_string);
         // By force it is also done when the disk is still closing.
-        return server_.remove_disk(name, force, [this, c, name](const result<void>& ok) {
+        return commands_.remove(name, force, transient, [this, c, name](const result<void>& ok) {
             const disk_entry* e = ok ? server_.find_entry(name) : nullptr;
             reply(c, e    ? success(describe(*e))
                      : ok ? success(nullptr)
@@ -209,12 +215,18 @@ void control_socket::dispatch(const std::shared_ptr<client>& c, const json& requ
         });
     }
     if (op == "disk_resize") {
-        allow_keys(request, {"op", "name", "size"});
+        allow_keys(request, {"op", "name", "size", "transient"});
         const auto name = c->about =
             key<std::string>(request, "name", "a string", &json::is_string);
         const auto bytes =
             key<uint64_t>(request, "size", "a number of bytes", &json::is_number_unsigned);
-        return server_.resize_disk(name, bytes, finish);
+        return commands_.resize(name, bytes, flag(request, "transient"), finish);
+    }
+    if (op == "reload") {
+        allow_keys(request, {"op"});
+        return commands_.reload([this, c](const result<json>& report) {
+            reply(c, report ? success(*report) : failure(report.failure().text));
+        });
     }
     if (op == "disk_policy") {
         allow_keys(request, {"op", "name", "object"});
@@ -242,7 +254,7 @@ void control_socket::dispatch(const std::shared_ptr<client>& c, const json& requ
     }
     reply(c, failure("op: " + op +
                      " is unknown (known: disk_list, disk_add, disk_rm, "
-                     "disk_resize, disk_policy, stats, version)"));
+                     "disk_resize, disk_policy, reload, stats, version)"));
 }
 
 static json peer_entry(const std::optional<peer>& p) {

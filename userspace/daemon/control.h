@@ -7,6 +7,7 @@
 #include "base/fd.h"
 #include "base/result.h"
 #include "base/spare_descriptor.h"
+#include "daemon/commands.h"
 #include "daemon/server.h"
 
 #include <functional>
@@ -19,7 +20,8 @@ namespace vql {
 
 class control_socket {
   public:
-    control_socket(event_loop& loop, server& s) : loop_(loop), server_(s) {}
+    control_socket(event_loop& loop, server& s, commands& c)
+        : loop_(loop), server_(s), commands_(c) {}
     ~control_socket();
 
     // Listen on RUN_DIR/control.sock. The run directory is locked by us: a socket there is a dead
@@ -52,6 +54,7 @@ class control_socket {
 
     event_loop& loop_;
     server& server_;
+    commands& commands_;
     unique_fd listener_;
     spare_descriptor spare_; // or a client has its place: an operator is still answered
     bool paused_ = false;    // the listener is not looked at until there is room

@@ -94,6 +94,20 @@ result<socket_access> access_of(const disk_config& c) {
 
 } // namespace
 
+result<void> disk::set_access(const disk_config& c) {
+    auto access = access_of(c);
+    if (!access)
+        return access.failure();
+    if (auto ok = give_access(socket_, *access); !ok)
+        return ok;
+    config_.socket_mode = c.socket_mode;
+    config_.socket_user = c.socket_user;
+    config_.socket_group = c.socket_group;
+    if (const std::string why = why_out_of_reach(socket_); !why.empty())
+        log_warning("disk " + config_.name + ": " + why);
+    return {};
+}
+
 result<void> disk::open_frontend() {
     if (config_.frontend == frontend_type::vdpa) {
         auto module = services_.module();
@@ -329,8 +343,7 @@ void disk::memory_unmapped(guest_memory& m, std::function<void()> done) {
 lane_settings disk::lane() const {
     lane_settings s;
     s.mode = config_.lane;
-    s.promote_iops = services_.promote_iops;
-    s.demote_iops = services_.demote_iops;
+    s.demote_iops = [this] { return services_.demote_iops; };
     s.plan = [this] { return lane_plan(); };
     s.has_policy = [this] { return !services_.remap.policy(*slot_).empty(); };
     return s;

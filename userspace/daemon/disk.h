@@ -41,7 +41,7 @@ class disk_services {
     std::vector<std::unique_ptr<poller>>& pollers;
     controller_set& controllers;
     const memory_registration registration;
-    const uint32_t promote_iops, demote_iops;
+    uint32_t promote_iops, demote_iops; // a reload may change them
 
     // The kernel module's control device, opened when first asked for; then the module also gets
     // the program that it remaps with.
@@ -70,6 +70,9 @@ class disk : public queue_host {
     // have to wait for storage. The guest is told. @done on the control thread, with the error when
     // there is one, also when the disk ends meanwhile.
     void resize(uint64_t bytes, std::function<void(result<void>)> done);
+
+    // The socket is for those whom @c says from now on.
+    result<void> set_access(const disk_config& c);
 
     const disk_config& settings() const { return config_; }
     // Where a guest attaches: the socket's path, or the vDPA device.

@@ -3,9 +3,11 @@
 #include "base/event_loop.h"
 #include "base/log.h"
 #include "base/version.h"
+#include "daemon/commands.h"
 #include "daemon/config_files.h"
 #include "daemon/control.h"
 #include "daemon/server.h"
+#include "daemon/state.h"
 #include "daemon/storage_child.h"
 #include "daemon/validate.h"
 
@@ -89,18 +91,38 @@ sigset_t ours(std::initializer_list<int> numbers) {
     return set;
 }
 
-result<void> serve(const config& c, bool strict) {
+// What commands did goes over what the files say.
+result<config> with_notes(state_store& state, const config& files, bool strict) {
+    std::vector<std::string> wrong, said;
+    config c = files;
+    state.open(wrong);
+    for (const std::string& line : wrong)
+        log_error(line);
+    if (strict && !wrong.empty())
+        return error{"what commands did could not all be read"};
+    apply_notes(state.notes(), c, said);
+    for (const std::string& line : said)
+        log_info(line);
+    return c;
+}
+
+result<void> serve(const config_text& files, const config_source& from, bool strict) {
     event_loop loop;
     const sigset_t signals = ours({SIGTERM, SIGINT, SIGHUP});
     // Before any thread starts, so that all inherit it and the loop alone gets them.
     sigprocmask(SIG_BLOCK, &signals, nullptr);
     signal(SIGPIPE, SIG_IGN);
 
-    server s(loop, c);
-    control_socket control(loop, s);
+    state_store state(loop, files.settings.state_dir);
+    const auto c = with_notes(state, files.settings, strict);
+    if (!c)
+        return c.failure();
+    server s(loop, *c);
+    commands operations(loop, s, state, from, files);
+    control_socket control(loop, s, operations);
     result<void> ok = s.start(strict);
     if (ok)
-        ok = control.listen(c.run_dir);
+        ok = control.listen(c->run_dir);
     if (!ok) { // some disks may have guests already
         s.stop([&] { loop.stop(); });
         loop.run();
@@ -114,7 +136,7 @@ result<void> serve(const config& c, bool strict) {
         if (::read(signal_fd.get(), &info, sizeof(info)) != sizeof(info) || stopping)
             return;
         if (info.ssi_signo == SIGHUP)
-            return log_info("SIGHUP: nothing is read again; restart vqlaned for that");
+            return operations.reload([](const result<nlohmann::json>&) {}); // the log has it
         stopping = true;
         log_info("stopping: waiting for what is in flight");
         sd_notify(0, "STOPPING=1");
@@ -154,9 +176,8 @@ int run(int argc, char** argv) {
         std::printf("%s: ok\n", f.config_path.c_str());
         return 0;
     }
-    const config& c = text.settings;
-    set_log_level(c.level);
-    if (auto ok = serve(c, f.strict); !ok) {
+    set_log_level(text.settings.level);
+    if (auto ok = serve(text, {f.config_path, f.daemon}, f.strict); !ok) {
         log_error(ok.failure().text);
         return 1;
     }

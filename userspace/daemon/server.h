@@ -83,6 +83,15 @@ class server {
     // @done when storage has answered, and the guest is told.
     void resize_disk(const std::string& name, uint64_t bytes, completion done);
 
+    // No configuration wants target @name any more: it is closed, which may take its storage some
+    // time. Refused while a disk is on it.
+    result<void> drop_target(const std::string& name);
+    // The disk's socket is for those whom @c says.
+    result<void> set_access(const disk_config& c);
+    // @next is what is served from now on; its targets and disks are there, or were told to be.
+    // Takes from it what of [daemon] can change while we run. Returns the keys that did.
+    std::vector<std::string> take_settings(const config& next);
+
     // Only a disk that is served.
     disk* find(const std::string& name) const;
     // All that were asked for, in that order.

@@ -266,6 +266,45 @@ void server::end_entry(disk_entry& e, result<void> outcome) {
     closed();
 }
 
+result<void> server::drop_target(const std::string& name) {
+    for (const disk_entry* e : users_of(name))
+        if (e->now != phase::closing || e->served)
+            return error{"disk " + e->settings.name + " is on it"};
+    if (keeper_->find(name))
+        keeper_->drop(name, [] {});
+    return {};
+}
+
+result<void> server::set_access(const disk_config& c) {
+    disk_entry* const e = find_entry(c.name);
+    if (!e)
+        return error{"disk " + c.name + " does not exist"};
+    if (e->served)
+        if (auto ok = e->served->set_access(c); !ok)
+            return ok;
+    e->settings.socket_mode = c.socket_mode;
+    e->settings.socket_user = c.socket_user;
+    e->settings.socket_group = c.socket_group;
+    return {};
+}
+
+std::vector<std::string> server::take_settings(const config& next) {
+    std::vector<std::string> changed;
+    if (std::exchange(config_.level, next.level) != next.level) {
+        set_log_level(next.level);
+        changed.emplace_back("log_level");
+    }
+    if (std::exchange(config_.promote_iops, next.promote_iops) != next.promote_iops)
+        changed.emplace_back("promote_iops");
+    if (std::exchange(config_.demote_iops, next.demote_iops) != next.demote_iops)
+        changed.emplace_back("demote_iops");
+    services_->promote_iops = next.promote_iops;
+    services_->demote_iops = next.demote_iops;
+    config_.targets = next.targets;
+    config_.disks = next.disks;
+    return changed;
+}
+
 void server::resize_disk(const std::string& name, uint64_t bytes, completion done) {
     disk_entry* const e = find_entry(name);
     if (!e)

@@ -30,6 +30,21 @@ std::string for_seconds(std::chrono::steady_clock::time_point since) {
     return " for " + std::to_string(n) + " s";
 }
 
+// With the size that it was promised, if a crash came between the promise and the growth.
+result<std::unique_ptr<target>> open_file(const target_config& c) {
+    try_to_open(c.path);
+    auto t = open_uring_target(c.name, c.path);
+    if (!t || (*t)->block_device || (*t)->bytes >= c.at_least)
+        return t;
+    log_info("target " + c.name + ": made larger, as a command before this start had asked for");
+    try_to_grow((*t)->fd.get(), c.at_least);
+    auto bytes = grow_target(**t, c.at_least);
+    if (!bytes)
+        return bytes.failure();
+    (*t)->bytes = *bytes;
+    return t;
+}
+
 } // namespace
 
 std::string wanted_target::title() const {
@@ -106,17 +121,15 @@ void target_keeper::open(wanted_target& w) {
     if (wanted_.size() + closing_.size() > VQL_MAX_TARGETS)
         return later({}, "more than " + std::to_string(VQL_MAX_TARGETS) + " targets");
     switch (c.type) {
-    case target_type::null: return later(make_null_target(c.name, c.bytes), {});
+    case target_type::null:
+        return later(make_null_target(c.name, std::max(c.bytes, c.at_least)), {});
     case target_type::nvme: {
         auto t = targets_.open_nvme(c);
         return t ? later(std::move(*t), {}) : later({}, t.failure().text);
     }
     case target_type::uring:
         return w.worker_.run<std::unique_ptr<target>>(
-            [c] {
-                try_to_open(c.path);
-                return open_uring_target(c.name, c.path);
-            },
+            [c] { return open_file(c); },
             [this, &w](result<std::unique_ptr<target>> t) { opened(w, std::move(t)); });
     }
 }

@@ -19,8 +19,8 @@ enum class lane_mode {
 
 struct lane_settings {
     lane_mode mode = lane_mode::poll;
-    uint32_t promote_iops = 0; // of one queue: from here on it is ours
-    uint32_t demote_iops = 0;  // of one queue: from here on down it is the module's
+    // Of one queue: from here on down it is the module's. (From where on it is ours the plan says.)
+    std::function<uint32_t()> demote_iops;
     // What the disk may reach; an error where the kernel lane cannot serve it.
     std::function<result<kmod_lane>()> plan;
     // Has the disk a policy that we cannot evaluate? Then it is as with lane_mode::kernel.

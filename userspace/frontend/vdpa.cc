@@ -596,7 +596,7 @@ void vdpa_server::tick() {
         const uint64_t since = now - std::exchange(r->answered, now);
         if (!r->running)
             continue;
-        r->choice.tick(since, lane_.demote_iops);
+        r->choice.tick(since, lane_.demote_iops());
         // Those that serve a single request end by themselves.
         if (obliged() ? !r->limited : r->choice.kernel())
             to_lend.push_back(r.get());

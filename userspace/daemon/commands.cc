@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "daemon/commands.h"
+
+#include "base/log.h"
+#include "daemon/reload.h"
+#include "daemon/validate.h"
+
+#include <utility>
+
+namespace vql {
+
+using nlohmann::json;
+
+commands::commands(event_loop& loop, server& s, state_store& state, config_source from,
+                   const config_text& text)
+    : loop_(loop), server_(s), state_(state), from_(std::move(from)), reader_(loop) {
+    remember(text);
+    loop_.every_second([this] {
+        if (const auto tick = tick_)
+            tick();
+    });
+}
+
+void commands::remember(const config_text& text) {
+    configured_.clear();
+    for (const disk_config& d : text.settings.disks)
+        configured_.insert(d.name);
+}
+
+void commands::add(const json& table, bool transient, completion done) {
+    std::vector<target_config> own;
+    auto parsed = parse_disk(table, own);
+    if (!parsed)
+        return done(parsed.failure());
+    const std::string name = parsed->name;
+    if (configured(name) && !server_.find_entry(name))
+        return done(error{"disk " + name +
+                          " is in the configuration, and was removed by command; "
+                          "bring it back with: vqlane reload"});
+    server_.add_disk(*parsed, own, server::if_missing::refuse,
+                     [this, name, table, transient, done = std::move(done)](result<void> ok) {
+                         if (!ok || transient)
+                             return done(std::move(ok));
+                         disk_note note;
+                         note.added = table;
+                         state_.put(name, note, [this, name, done](const result<void>& kept) {
+                             if (kept)
+                                 return done({});
+                             // What nobody would find again is not there now either.
+                             const error why{"disk " + name + ": " + kept.failure().text};
+                             server_.remove_disk(name, true,
+                                                 [done, why](const result<void>&) { done(why); });
+                         });
+                     });
+}
+
+void commands::remove(const std::string& name, bool force, bool transient, completion done) {
+    const disk_entry* const e = server_.find_entry(name);
+    const disk_note* const before = state_.find(name);
+    const bool in_use = e && e->served && e->served->connected() && !force;
+    const bool noted = configured(name) ? !(before && before->removed) : before != nullptr;
+    if (transient || !noted || in_use || (!e && !before))
+        return server_.remove_disk(name, force, std::move(done));
+    std::optional<disk_note> note;
+    if (configured(name)) {
+        note.emplace();
+        note->removed = true;
+    }
+    auto change = std::make_shared<state_store::change>();
+    *change = state_.put(name, note, [this, name, force, change, done](const result<void>& kept) {
+        if (!kept)
+            return done(error{"disk " + name + " is not removed: " + kept.failure().text});
+        if (!server_.find_entry(name) && !change->before->added.is_null())
+            return done({}); // only its note was left
+        server_.remove_disk(name, force, [this, change, done](result<void> ok) {
+            if (!ok)
+                state_.undo(*change);
+            done(std::move(ok));
+        });
+    });
+}
+
+void commands::resize(const std::string& name, uint64_t bytes, bool transient, completion done) {
+    const disk* const d = server_.find(name);
+    const disk_note* const before = state_.find(name);
+    const bool kept = !transient && (configured(name) || before);
+    if (resizing_.contains(name))
+        return done(error{"disk " + name + " is being resized by another command; try again"});
+    // What the server is sure to refuse is not written down first.
+    if (!kept || !d || bytes <= d->layout().bytes || bytes % d->layout().block_bytes)
+        return server_.resize_disk(name, bytes, std::move(done));
+    disk_note note = before ? *before : disk_note();
+    note.resized = bytes;
+    resizing_.insert(name);
+    const auto end = [this, name, done = std::move(done)](result<void> ok) {
+        resizing_.erase(name);
+        done(std::move(ok));
+    };
+    auto change = std::make_shared<state_store::change>();
+    *change = state_.put(name, note, [this, name, bytes, change, end](const result<void>& ok) {
+        if (!ok)
+            return end(error{"disk " + name + " is not resized: " + ok.failure().text});
+        server_.resize_disk(name, bytes, [this, change, end](result<void> resized) {
+            if (!resized)
+                state_.undo(*change);
+            end(std::move(resized));
+        });
+    });
+}
+
+void commands::reload(std::function<void(result<json>)> done) {
+    (reloading_ ? next_ : asked_).push_back(std::move(done));
+    if (!reloading_)
+        start_reload();
+}
+
+void commands::start_reload() {
+    reloading_ = true;
+    using text_ptr = std::shared_ptr<config_text>;
+    reader_.run<text_ptr>(
+        [from = from_]() -> result<text_ptr> {
+            auto text = std::make_shared<config_text>();
+            load_config(from.path, from.flags, *text);
+            check_machine(*text, look::daemon);
+            return text;
+        },
+        [this](result<text_ptr> read) {
+            if (!read)
+                return end_reload(read.failure());
+            const text_ptr text = *read;
+            if (text->found.fatal())
+                return end_reload(text->found.joined());
+            remember(*text);
+            tick_ = apply_config(loop_, server_, state_, text->settings,
+                                 [this](json report) { end_reload(std::move(report)); });
+        });
+}
+
+void commands::end_reload(result<json> outcome) {
+    if (!outcome)
+        log_error("reload: nothing is changed: " + outcome.failure().text);
+    reloading_ = false;
+    tick_ = nullptr;
+    for (const auto& done : std::exchange(asked_, {}))
+        done(outcome);
+    asked_ = std::exchange(next_, {});
+    if (!asked_.empty())
+        start_reload();
+}
+
+} // namespace vql

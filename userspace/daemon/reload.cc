@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "daemon/reload.h"
+
+#include "base/log.h"
+
+#include <algorithm>
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <utility>
+
+namespace vql {
+
+using nlohmann::json;
+
+namespace {
+
+template <class T>
+const T* named(const std::vector<T>& all, const std::string& name) {
+    const auto found =
+        std::find_if(all.begin(), all.end(), [&](const T& x) { return x.name == name; });
+    return found == all.end() ? nullptr : &*found;
+}
+
+bool contains(const std::vector<std::string>& all, const std::string& name) {
+    return std::find(all.begin(), all.end(), name) != all.end();
+}
+
+// What only a new disk has: all but its size and who may connect.
+disk_config fixed(disk_config d) {
+    const disk_config defaults;
+    d.bytes = 0;
+    d.socket_mode = defaults.socket_mode;
+    d.socket_user = defaults.socket_user;
+    d.socket_group = defaults.socket_group;
+    return d;
+}
+
+bool same_access(const disk_config& a, const disk_config& b) {
+    return a.mode_of_socket() == b.mode_of_socket() && a.socket_user == b.socket_user &&
+           a.socket_group == b.socket_group;
+}
+
+bool same_target(target_config a, const target_config& b) {
+    a.at_least = b.at_least;
+    return a == b;
+}
+
+bool uses(const disk_config& d, const std::string& target) {
+    return std::any_of(d.extents.begin(), d.extents.end(),
+                       [&](const extent_config& e) { return e.target == target; });
+}
+
+class planner {
+  public:
+    planner(const config& now, const config& next, const std::vector<running_disk>& running)
+        : now_(now), next_(next), running_(running) {}
+
+    reload_plan plan() {
+        for (const running_disk& r : running_)
+            if (named(now_.disks, r.settings.name) && !named(next_.disks, r.settings.name))
+                end(r, plan_.remove);
+        for (const disk_config& d : next_.disks)
+            compare(d);
+        for (const target_config& t : now_.targets)
+            if (const target_config* other = named(next_.targets, t.name);
+                !made_for_disk(t.name) && (!other || !same_target(t, *other)))
+                change_target(t.name, other != nullptr);
+        return std::move(plan_);
+    }
+
+  private:
+    // @r has to go, for now or for good; not under its guest.
+    bool end(const running_disk& r, std::vector<std::string>& list) {
+        if (contains(list, r.settings.name))
+            return true;
+        if (r.connected) {
+            refuse(
+                r.settings.name,
+                &list == &plan_.remove
+                    ? "is not in the files any more, but has a guest connected; detach that, and "
+                      "reload again"
+                    : "differs from the files in what cannot change while its guest is "
+                      "connected; detach that, and reload again");
+            return false;
+        }
+        list.push_back(r.settings.name);
+        return true;
+    }
+
+    void compare(const disk_config& d) {
+        const auto r = std::find_if(running_.begin(), running_.end(), [&](const running_disk& x) {
+            return x.settings.name == d.name;
+        });
+        if (r == running_.end())
+            return plan_.add.push_back(d.name);
+        const bool resized = !r->bytes && r->settings.bytes != d.bytes; // not served, so far
+        if (resized || fixed(r->settings) != fixed(d))
+            return void(end(*r, plan_.replace));
+        if (r->bytes && d.bytes > r->bytes)
+            plan_.grow.push_back({d.name, d.bytes});
+        else if (r->bytes && d.bytes && d.bytes < r->bytes)
+            refuse(d.name, "is of " + std::to_string(r->bytes) + " bytes and cannot shrink to " +
+                               std::to_string(d.bytes) + " (its guest may have data there)");
+        if (!same_access(r->settings, d))
+            plan_.access.push_back(d.name);
+    }
+
+    // Target @name is gone from the files, or is @another under that name: its disks are made anew.
+    void change_target(const std::string& name, bool another) {
+        std::vector<const running_disk*> users;
+        for (const running_disk& r : running_)
+            if (uses(r.settings, name) && !contains(plan_.remove, r.settings.name))
+                users.push_back(&r);
+        for (const running_disk* r : users) {
+            const bool known = named(next_.disks, r->settings.name);
+            if (!r->connected && known && (another || contains(plan_.replace, r->settings.name)))
+                continue;
+            return refuse("target " + name,
+                          (another ? "is another in the files" : "is not in the files any more") +
+                              std::string(", but disk ") + r->settings.name + " uses it" +
+                              (r->connected ? ", whose guest is connected" : ""));
+        }
+        for (const running_disk* r : users) {
+            end(*r, plan_.replace);
+            std::erase_if(plan_.grow, [&](const auto& g) { return g.name == r->settings.name; });
+            std::erase(plan_.access, r->settings.name);
+        }
+        plan_.drop.push_back(name);
+    }
+
+    void refuse(const std::string& name, const std::string& why) {
+        plan_.refused.push_back({name, why});
+    }
+
+    const config &now_, &next_;
+    const std::vector<running_disk>& running_;
+    reload_plan plan_;
+};
+
+std::vector<running_disk> running_disks(const server& s) {
+    std::vector<running_disk> all;
+    for (const auto& e : s.entries())
+        if (e->now != disk_entry::phase::closing)
+            all.push_back({e->settings, e->served ? e->served->layout().bytes : 0,
+                           e->served && e->served->connected()});
+    return all;
+}
+
+// Carries out a plan: one step at a time, each when the one before has ended.
+class change : public std::enable_shared_from_this<change> {
+  public:
+    change(event_loop& loop, server& s, state_store& state, config next,
+           std::function<void(json)> done)
+        : loop_(loop), server_(s), state_(state), next_(std::move(next)), done_(std::move(done)) {}
+
+    void start(const reload_plan& plan,
+               std::vector<std::pair<std::string, std::optional<disk_note>>> notes) {
+        for (const char* key : {"added", "removed", "replaced", "resized", "changed", "refused"})
+            report_[key] = json::array();
+        for (const auto& r : plan.refused)
+            refuse(r.name, r.why);
+        for (const auto& n : notes)
+            step(n.first, "", [this, n](auto done) { state_.put(n.first, n.second, done); });
+        for (const std::string& name : plan.remove)
+            step(name, "removed",
+                 [this, name](auto done) { server_.remove_disk(name, false, done); });
+        for (const std::string& name : plan.replace)
+            step(name, "", [this, name](auto done) { server_.remove_disk(name, false, done); });
+        for (const std::string& name : plan.drop)
+            step("target " + name, "",
+                 [this, name](auto done) { done(server_.drop_target(name)); });
+        for (const std::string& name : plan.replace)
+            step(name, "replaced", [this, name](auto done) { add(name, done); });
+        for (const std::string& name : plan.add)
+            step(name, "added", [this, name](auto done) { add(name, done); });
+        for (const auto& g : plan.grow)
+            step(g.name, "resized",
+                 [this, g](auto done) { server_.resize_disk(g.name, g.bytes, done); });
+        for (const std::string& name : plan.access)
+            step(name, "changed",
+                 [this, name](auto done) { done(server_.set_access(*named(next_.disks, name))); });
+        go_on();
+    }
+
+    // Once a second: storage that hangs does not keep what comes after it.
+    void tick() {
+        if (!under_way_ || clock::now() - since_ < patience)
+            return;
+        under_way_ = 0;
+        refuse(name_, "has not ended yet, and goes on by itself (see: vqlane disk list)");
+        go_on();
+    }
+
+  private:
+    using clock = std::chrono::steady_clock;
+    static constexpr std::chrono::seconds patience{10};
+    using completion = std::function<void(result<void>)>;
+    struct one_step {
+        std::string name;
+        const char* as; // in the report, or empty
+        std::function<void(completion)> run;
+    };
+
+    void step(const std::string& name, const char* as, std::function<void(completion)> run) {
+        steps_.push_back({name, as, std::move(run)});
+    }
+
+    void add(const std::string& name, completion done) {
+        if (server_.find_entry(name)) // its removal was refused
+            return done(error{"stays as it was"});
+        const disk_config& d = *named(next_.disks, name);
+        std::vector<target_config> targets;
+        for (const target_config& t : next_.targets)
+            if (uses(d, t.name))
+                targets.push_back(t);
+        server_.add_disk(d, targets, server::if_missing::wait, std::move(done));
+    }
+
+    void go_on() {
+        if (steps_.empty())
+            return end();
+        const one_step now = std::move(steps_.front());
+        steps_.pop_front();
+        name_ = now.name;
+        since_ = clock::now();
+        under_way_ = ++last_;
+        now.run([self = shared_from_this(), now, number = last_](const result<void>& ok) {
+            if (number != self->under_way_) // it was given up
+                return;
+            self->under_way_ = 0;
+            if (!ok)
+                self->refuse(now.name, ok.failure().text);
+            else if (*now.as)
+                self->report_[now.as].push_back(now.name);
+            self->loop_.post([self] { self->go_on(); });
+        });
+    }
+
+    void refuse(const std::string& name, const std::string& why) {
+        report_["refused"].push_back({{"name", name}, {"why", why}});
+    }
+
+    void end() {
+        for (const std::string& key : server_.take_settings(next_))
+            report_["changed"].push_back("daemon." + key);
+        for (const std::string& key : need_restart(server_.settings(), next_))
+            refuse("daemon." + key, "takes effect when vqlaned is started again");
+        for (const auto& part : report_.items())
+            for (const json& one : part.value()) {
+                const bool refused = part.key() == "refused";
+                const std::string name =
+                    refused ? one["name"].get<std::string>() : one.get<std::string>();
+                log(refused ? log_level::warning : log_level::info,
+                    "reload: " + name +
+                        (refused ? ": " + one["why"].get<std::string>() : " " + part.key()));
+            }
+        log_info("reload: done");
+        done_(std::move(report_));
+    }
+
+    event_loop& loop_;
+    server& server_;
+    state_store& state_;
+    config next_;
+    std::function<void(json)> done_;
+    std::deque<one_step> steps_;
+    std::string name_;                  // of the step that is under way
+    clock::time_point since_;           // … and since when
+    uint64_t under_way_ = 0, last_ = 0; // its number, and that of the last one; 0: none is
+    json report_ = json::object();
+};
+
+} // namespace
+
+reload_plan plan_reload(const config& now, const config& next,
+                        const std::vector<running_disk>& running) {
+    return planner(now, next, running).plan();
+}
+
+std::vector<std::string> need_restart(const config& now, const config& next) {
+    std::vector<std::string> keys;
+    const auto compare = [&](const char* key, bool same) {
+        if (!same)
+            keys.push_back(key);
+    };
+    compare("run_dir", now.run_dir == next.run_dir);
+    compare("state_dir", now.state_dir == next.state_dir);
+    compare("bpf_dir", now.bpf_dir == next.bpf_dir);
+    compare("bpf", now.bpf == next.bpf);
+    // One that was left out is known by now.
+    compare("pollers", next.pollers.empty() || now.pollers == next.pollers);
+    compare("spin_us", now.spin_us == next.spin_us);
+    compare("spin", now.spin_always == next.spin_always);
+    compare("register_memory", now.register_memory == next.register_memory);
+    compare("allow_untranslated_dma", now.allow_untranslated_dma == next.allow_untranslated_dma);
+    return keys;
+}
+
+std::function<void()> apply_config(event_loop& loop, server& s, state_store& state,
+                                   const config& files, std::function<void(json)> done) {
+    // A disk that a command removed comes back, or is not in the files either; and what it was
+    // added with by command no longer counts when it is in the files.
+    std::vector<std::pair<std::string, std::optional<disk_note>>> changed;
+    disk_notes notes;
+    for (const auto& [name, note] : state.notes()) {
+        disk_note kept = note;
+        if (named(files.disks, name))
+            kept.added = nullptr;
+        if (note.removed || (kept.added.is_null() && !kept.resized)) {
+            changed.emplace_back(name, std::nullopt);
+            continue;
+        }
+        if (kept.added.is_null() && !note.added.is_null())
+            changed.emplace_back(name, kept);
+        notes.emplace(name, kept);
+    }
+    config next = files;
+    std::vector<std::string> said;
+    apply_notes(notes, next, said);
+    for (const std::string& line : said)
+        log_info(line);
+    const reload_plan plan = plan_reload(s.settings(), next, running_disks(s));
+    auto c = std::make_shared<change>(loop, s, state, std::move(next), std::move(done));
+    c->start(plan, std::move(changed));
+    return [c] { c->tick(); };
+}
+
+} // namespace vql
