@@ -293,11 +293,15 @@ static int ctrl_set_shadow(struct vql_ctrl *ctrl, struct vql_ctrl_info *info)
 	return min(err, 0);
 }
 
+/*
+ * IOMMU_DOMAIN_DMA alone: with a flush queue (DMA-FQ) a translation outlives its unmapping by some 10 ms, in which the
+ * drive reaches pages that are somebody else's by then. dma_free_coherent() has no way to wait for that.
+ */
 static bool ctrl_is_translated(struct vql_ctrl *ctrl)
 {
 	struct iommu_domain *domain = iommu_get_domain_for_dev(&ctrl->pdev->dev);
 
-	return domain && (domain->type == IOMMU_DOMAIN_DMA || domain->type == IOMMU_DOMAIN_DMA_FQ);
+	return domain && domain->type == IOMMU_DOMAIN_DMA;
 }
 
 static int ctrl_bring_up(struct vql_ctrl *ctrl)

@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // vqlane device on a machine made of files, with a thread for the kernel's part. What only a real
 // kernel shows (exclusive opens above all) is tests/vm/cases/device.
+#include "base/fd.h"
 #include "cli/device_bind.h"
+#include "cli/device_boot.h"
 #include "cli/signature.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <fcntl.h>
 #include <filesystem>
 #include <fstream>
 #include <mutex>
+#include <sys/mman.h>
 #include <thread>
 
 #include <catch2/catch_test_macros.hpp>
@@ -31,7 +35,8 @@ class fake_host {
     fake_host() {
         root_ = (fs::temp_directory_path() / "vqlane-device-XXXXXX").string();
         REQUIRE(::mkdtemp(root_.data()));
-        tree = {root_ + "/sys", root_ + "/proc", root_ + "/dev", 2s};
+        tree = {root_ + "/sys", root_ + "/proc", root_ + "/dev", 2s,
+                root_ + "/etc", root_ + "/run"};
         fs::create_directories(tree.sys + "/bus/pci/devices");
         for (const char* driver : {"nvme", "vqlane", "vfio-pci"})
             for (const char* file : {"bind", "unbind"})
@@ -159,7 +164,7 @@ struct one_drive : fake_host {
     one_drive() {
         controller("0000:01:00.0", "nvme0");
         ns("0000:01:00.0", "nvme0", "nvme0c0n1", "nvme0n1");
-        iommu("0000:01:00.0", "DMA-FQ");
+        iommu("0000:01:00.0", "DMA");
     }
     lines uses() {
         auto devices = vql::list_devices(tree);
@@ -211,20 +216,22 @@ TEST_CASE("the list has NVMe functions alone, with driver, IOMMU and namespaces"
 
     const json expected = json::parse(R"([
         {"device": "0000:01:00.0", "model": "A Drive", "serial": "S-nvme0", "driver": "nvme",
-         "iommu": "translated", "in_use": [],
+         "iommu": "lazy", "persistent": false, "in_use": [],
          "namespaces": [{"nsid": 1, "device": "nvme0n2", "size": 1073741824, "block_size": 4096},
                         {"nsid": 2, "device": "nvme0n1", "size": 1073741824, "block_size": 4096}]},
         {"device": "0000:02:00.0", "model": null, "serial": null, "driver": "vfio-pci",
-         "iommu": "passthrough", "in_use": [], "namespaces": []},
+         "iommu": "passthrough", "persistent": false, "in_use": [], "namespaces": []},
         {"device": "0000:03:00.0", "model": null, "serial": null, "driver": null,
-         "iommu": "none", "in_use": [], "namespaces": []}])");
+         "iommu": "none", "persistent": false, "in_use": [], "namespaces": []}])");
     CHECK(vql::device_json(*devices) == expected);
-    CHECK(
-        vql::device_table(*devices) ==
-        "DEVICE        MODEL    SERIAL   DRIVER    IOMMU        NAMESPACES                    USE\n"
-        "0000:01:00.0  A Drive  S-nvme0  nvme      translated   1: nvme0n2 1G, 2: nvme0n1 1G  -\n"
-        "0000:02:00.0  -        -        vfio-pci  passthrough  -                             -\n"
-        "0000:03:00.0  -        -        -         none         -                             -\n");
+    CHECK(vql::device_table(*devices) == "DEVICE        MODEL    SERIAL   DRIVER    BOOT  IOMMU    "
+                                         "    NAMESPACES                    USE\n"
+                                         "0000:01:00.0  A Drive  S-nvme0  nvme      -     lazy     "
+                                         "    1: nvme0n2 1G, 2: nvme0n1 1G  -\n"
+                                         "0000:02:00.0  -        -        vfio-pci  -     "
+                                         "passthrough  -                             -\n"
+                                         "0000:03:00.0  -        -        -         -     none     "
+                                         "    -                             -\n");
     host.tree.sys += "/nowhere";
     CHECK(!vql::list_devices(host.tree));
 }
@@ -390,6 +397,152 @@ TEST_CASE("bind tells of a drive that no IOMMU holds back", "[device]") {
     CHECK_THAT(all[0], ContainsSubstring("warning: no IOMMU") &&
                            ContainsSubstring(type ? "(passthrough)" : "(none)") &&
                            ContainsSubstring("allow_untranslated_dma"));
+}
+
+std::string group(const fake_host& host, const std::string& bdf = "0000:01:00.0") {
+    return vql::read_attribute(host.tree.function(bdf) + "/iommu_group/type");
+}
+
+TEST_CASE("a lazy IOMMU group is made strict by bind, and lazy again by unbind", "[device]") {
+    one_drive host;
+    host.run_kernel();
+    host.iommu("0000:01:00.0", "DMA-FQ");
+    const lines all = said(vql::bind_device, host, "01:00.0");
+    REQUIRE(all.size() == 3);
+    CHECK(all[1] == "0000:01:00.0: its IOMMU group is strict now (type DMA, was DMA-FQ)");
+    CHECK(group(host) == "DMA");
+    said(vql::unbind_device, host, "01:00.0");
+    CHECK(group(host) == "DMA-FQ");
+
+    SECTION("what the operator made strict stays so") {
+        host.iommu("0000:01:00.0", "DMA");
+        CHECK(said(vql::bind_device, host, "01:00.0").size() == 2);
+        said(vql::unbind_device, host, "01:00.0");
+        CHECK(group(host) == "DMA");
+    }
+    SECTION("so does it after a bind that fails") {
+        fs::remove(host.tree.driver("vqlane") + "/bind");
+        fs::create_directory(host.tree.driver("vqlane") + "/bind");
+        CHECK_THAT(error_of(said(vql::bind_device, host, "01:00.0")),
+                   ContainsSubstring("0000:01:00.0 is with nvme again"));
+        CHECK(group(host) == "DMA-FQ");
+    }
+}
+
+TEST_CASE("others of the IOMMU group that keep it lazy are named", "[device]") {
+    one_drive host;
+    host.run_kernel();
+    host.iommu("0000:01:00.0", "DMA-FQ");
+    host.function("0000:01:00.1", "vfio-pci", "0x0c0330");
+    host.function("0000:01:00.2", "", "0x0c0330");
+    for (const char* bdf : {"0000:01:00.0", "0000:01:00.1", "0000:01:00.2"})
+        host.write(host.tree.function("0000:01:00.0") + "/iommu_group/devices/" + bdf, "");
+    // As busy as the kernel's: it can be read, and not written, not even by root.
+    const vql::unique_fd type(::memfd_create("type", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    REQUIRE(::write(type.get(), "DMA-FQ\n", 7) == 7);
+    REQUIRE(!::fcntl(type.get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK));
+    fs::remove(host.tree.function("0000:01:00.0") + "/iommu_group/type");
+    fs::create_symlink("/proc/self/fd/" + std::to_string(type.get()),
+                       host.tree.function("0000:01:00.0") + "/iommu_group/type");
+    const std::string why = error_of(said(vql::bind_device, host, "01:00.0"));
+    CHECK_THAT(why,
+               ContainsSubstring("cannot be made strict while drivers have others of the group: "
+                                 "0000:01:00.1 (vfio-pci). Unbind those") &&
+                   ContainsSubstring("0000:01:00.0 is with nvme again"));
+    CHECK(!vql::path_exists(host.tree.group_note("0000:01:00.0")));
+}
+
+TEST_CASE("a drive that is bound for good has a rule and the module's name, until unbind",
+          "[device]") {
+    one_drive host;
+    host.run_kernel();
+    host.controller("0000:02:00.0", "nvme1");
+    for (const char* bdf : {"0000:01:00.0", "0000:02:00.0"}) {
+        host.write(host.tree.function(bdf) + "/vendor", "0x8086\n");
+        host.write(host.tree.function(bdf) + "/device", "0x0a54\n");
+    }
+    const auto persist = [&](const std::string& bdf,
+                             const std::string& program = "/usr/bin/vqlane") {
+        return vql::persist_device(host.tree, bdf, program, [](const std::string&) {});
+    };
+    const std::string rules = host.tree.etc + "/udev/rules.d/60-vqlane.rules";
+    const std::string modules = host.tree.etc + "/modules-load.d/vqlane.conf";
+    const auto lines_with = [&](const std::string& text) {
+        std::ifstream file(rules);
+        size_t n = 0;
+        for (std::string line; std::getline(file, line);)
+            n += line.find(text) != line.npos;
+        return n;
+    };
+    host.write(host.tree.function("0000:01:00.0") + "/nvme/nvme0/serial", "S 1\", RUN+=\"x\n");
+    CHECK(!vql::is_persistent(host.tree, "0000:01:00.0"));
+    REQUIRE(persist("0000:01:00.0"));
+    REQUIRE(persist("0000:02:00.0"));
+    REQUIRE(persist("0000:01:00.0")); // once more is once
+    CHECK(lines_with("KERNEL==\"0000:01:00.0\"") == 1);
+    CHECK(lines_with("ATTR{vendor}==\"0x8086\", ATTR{device}==\"0x0a54\", "
+                     "ATTR{driver_override}=\"vqlane\"") == 2);
+    CHECK(lines_with(
+              "RUN+=\"/usr/bin/vqlane device restore 0000:01:00.0 --serial S_1___RUN___x\"") == 1);
+    CHECK(vql::is_persistent(host.tree, "0000:01:00.0"));
+    CHECK(vql::path_exists(modules));
+    CHECK(vql::device_json(*vql::list_devices(host.tree))[0]["persistent"] == true);
+    CHECK_THAT(vql::device_table(*vql::list_devices(host.tree)),
+               ContainsSubstring("nvme    vqlane  translated"));
+
+    CHECK_FALSE(persist("0000:01:00.0", "vqlane"));
+    CHECK_FALSE(persist("0000:01:00.0", "/opt/a b/vqlane"));
+    host.append(rules, "# mine\n");
+    host.append(modules, "# mine\n");
+    said(vql::bind_device, host, "01:00.0");
+    CHECK(said(vql::unbind_device, host, "01:00.0").front() ==
+          "0000:01:00.0: will not be bound at boot any more");
+    CHECK(!vql::is_persistent(host.tree, "0000:01:00.0"));
+    CHECK(vql::is_persistent(host.tree, "0000:02:00.0"));
+    CHECK(lines_with("# mine") == 1);
+    REQUIRE(vql::forget_device(host.tree, "0000:02:00.0", [](const std::string&) {}));
+    CHECK(!vql::path_exists(rules));
+    CHECK(vql::path_exists(modules)); // which somebody has changed
+}
+
+TEST_CASE("at boot the drive that was meant is taken, and no other in its place", "[device]") {
+    one_drive host;
+    host.run_kernel();
+    const auto restore = [&](const std::string& serial) {
+        return vql::restore_device(host.tree, "0000:01:00.0", serial, [](const std::string&) {});
+    };
+    const auto driver = [&] {
+        return vql::link_name(host.tree.function("0000:01:00.0") + "/driver");
+    };
+    host.write(host.tree.function("0000:01:00.0") + "/driver_override",
+               "vqlane\n"); // the rule's doing
+
+    SECTION("another serial number") {
+        const auto done = restore("S-other");
+        REQUIRE(!done);
+        CHECK_THAT(done.failure().text,
+                   ContainsSubstring("is another drive now (serial number S-nvme0, not S-other)"));
+        CHECK(driver() == "nvme");
+        CHECK(vql::read_attribute(host.tree.function("0000:01:00.0") + "/driver_override").empty());
+    }
+    SECTION("in use meanwhile") {
+        host.append(host.tree.proc + "/self/mountinfo", "40 27 259:7 / / rw - xfs x rw\n");
+        REQUIRE(!restore("S-nvme0"));
+        CHECK(driver() == "nvme");
+        CHECK(vql::read_attribute(host.tree.function("0000:01:00.0") + "/driver_override").empty());
+    }
+    SECTION("the right one") {
+        REQUIRE(restore("S-nvme0"));
+        CHECK(driver() == "vqlane");
+        CHECK(restore("S-nvme0")); // again is nothing new
+    }
+    SECTION("before any driver has it") {
+        fs::remove(host.tree.function("0000:01:00.0") + "/driver");
+        fs::rename(host.tree.function("0000:01:00.0") + "/nvme",
+                   host.tree.function("0000:01:00.0") + "/was-nvme");
+        REQUIRE(restore("S-nvme0"));
+        CHECK(driver() == "vqlane");
+    }
 }
 
 TEST_CASE("a drive that the module cannot have is put back", "[device]") {

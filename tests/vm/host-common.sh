@@ -253,7 +253,7 @@ vdpa_node() {
 # told so.
 nvme_config() {
     local untranslated=true
-    [[ $(cat "/sys/bus/pci/devices/$1/iommu_group/type" 2>/dev/null) != DMA* ]] || untranslated=false
+    [[ $(cat "/sys/bus/pci/devices/$1/iommu_group/type" 2>/dev/null) != DMA ]] || untranslated=false
     cat <<END
 [daemon]
 run_dir = "$run_dir"

@@ -2,6 +2,7 @@
 #include "cli/device.h"
 
 #include "base/kmod.h"
+#include "cli/device_boot.h"
 #include "cli/signature.h"
 #include "cli/table.h"
 
@@ -211,8 +212,10 @@ std::string iommu_of(const std::string& function) {
 
     if (!path_exists(function + "/iommu_group"))
         return "none";
-    if (type == "DMA" || type == "DMA-FQ")
+    if (type == "DMA")
         return "translated";
+    if (type == "DMA-FQ")
+        return "lazy";
     return type == "identity" ? "passthrough" : type.empty() ? "unknown" : type;
 }
 
@@ -240,6 +243,8 @@ void ask_module(const host_tree& host, nvme_device& d) {
     d.active = info->namespaces;
     if (info->state == VQL_CTRL_DEAD)
         d.trouble = "has failed: see the kernel log; unbind and bind it to try again";
+    else if (info->flags & VQL_CTRL_SUSPENDED)
+        d.trouble = "is suspended, as its host is";
     else if (info->state == VQL_CTRL_RESETTING)
         d.trouble = "is being reset";
     else if (info->critical_warning)
@@ -253,6 +258,7 @@ nvme_device inspect_device(const host_tree& host, const openers& open, const std
     d.bdf = bdf;
     d.driver = link_name(function + "/driver");
     d.iommu = iommu_of(function);
+    d.persistent = is_persistent(host, bdf);
     if (auto at = open.find(host.vqlane_node(bdf)); at != open.end())
         d.openers = at->second;
     if (d.driver == "vqlane")
@@ -363,6 +369,16 @@ result<const nvme_device*> find_device(const host_tree& host,
                  "device like /dev/nvme0n1)"};
 }
 
+result<std::string> device_address(const host_tree& host, const std::string& name) {
+    auto devices = list_devices(host);
+    if (!devices)
+        return devices.failure();
+    auto found = find_device(host, *devices, name);
+    if (!found)
+        return found.failure();
+    return (*found)->bdf;
+}
+
 std::vector<nvme_namespace> kernel_namespaces(const host_tree& host, const std::string& bdf) {
     const std::string controller = host.function(bdf) + "/nvme/" + controller_of(host, bdf);
     std::vector<nvme_namespace> all;
@@ -433,6 +449,7 @@ json device_json(const std::vector<nvme_device>& devices) {
                         {"serial", or_null(d.serial)},
                         {"driver", or_null(d.driver)},
                         {"iommu", d.iommu},
+                        {"persistent", d.persistent},
                         {"namespaces", namespaces},
                         {"in_use", use_texts(d)}});
     }
@@ -440,7 +457,14 @@ json device_json(const std::vector<nvme_device>& devices) {
 }
 
 std::string device_table(const std::vector<nvme_device>& devices) {
-    table out({{"DEVICE"}, {"MODEL"}, {"SERIAL"}, {"DRIVER"}, {"IOMMU"}, {"NAMESPACES"}, {"USE"}});
+    table out({{"DEVICE"},
+               {"MODEL"},
+               {"SERIAL"},
+               {"DRIVER"},
+               {"BOOT"},
+               {"IOMMU"},
+               {"NAMESPACES"},
+               {"USE"}});
 
     for (const nvme_device& d : devices) {
         std::string namespaces, uses;
@@ -449,8 +473,8 @@ std::string device_table(const std::vector<nvme_device>& devices) {
                           ns.name + " " + human_size(ns.bytes);
         for (const std::string& use : use_texts(d))
             uses += (uses.empty() ? "" : "; ") + use;
-        out.add({d.bdf, or_dash(d.model), or_dash(d.serial), or_dash(d.driver), d.iommu,
-                 or_dash(namespaces), or_dash(uses)});
+        out.add({d.bdf, or_dash(d.model), or_dash(d.serial), or_dash(d.driver),
+                 d.persistent ? "vqlane" : "-", d.iommu, or_dash(namespaces), or_dash(uses)});
     }
     return out.text();
 }

@@ -20,9 +20,16 @@ struct host_tree {
     std::string proc = "/proc";
     std::string dev = "/dev";
     std::chrono::milliseconds patience{10000}; // for what a driver does after it was bound
+    std::string etc = "/etc";
+    std::string run = "/run";
 
     std::string function(const std::string& bdf) const { return sys + "/bus/pci/devices/" + bdf; }
     std::string driver(const std::string& name) const { return sys + "/bus/pci/drivers/" + name; }
+    // What the IOMMU group's type was before the function was bound to the module; gone after a
+    // reboot, like that.
+    std::string group_note(const std::string& bdf) const {
+        return run + "/vqlane-device/" + bdf + ".iommu";
+    }
     // The module's device for a controller that is bound to it.
     std::string vqlane_node(const std::string& bdf) const { return dev + "/vqlane/nvme-" + bdf; }
 };
@@ -57,7 +64,10 @@ struct nvme_device {
     std::string controller; // the kernel's name, "nvme0"; empty: not bound to nvme
     std::string model, serial;
     std::string driver; // "nvme", "vqlane", "vfio-pci"; empty: none
-    std::string iommu;  // "translated", "passthrough", "none", or the kernel's word for another
+    // "translated"; "lazy": the same, but what is unmapped stays in reach for some 10 ms;
+    // "passthrough", "none", or the kernel's word for another
+    std::string iommu;
+    bool persistent = false;                // bound to the module at boot (cli/device_boot.h)
     std::vector<nvme_namespace> namespaces; // block devices
     size_t active = 1;                      // namespaces, as the module counts them if it is asked
     std::string trouble;                    // what the module says is wrong with it
@@ -72,6 +82,9 @@ result<std::vector<nvme_device>> list_devices(const host_tree& host);
 result<const nvme_device*> find_device(const host_tree& host,
                                        const std::vector<nvme_device>& devices,
                                        const std::string& name);
+
+// The PCI address of that one.
+result<std::string> device_address(const host_tree& host, const std::string& name);
 
 // The namespaces for which the nvme driver that has the function made a block device, without uses.
 std::vector<nvme_namespace> kernel_namespaces(const host_tree& host, const std::string& bdf);

@@ -2,10 +2,13 @@
 #include "cli/device_bind.h"
 
 #include "base/fd.h"
+#include "cli/device_boot.h"
 #include "cli/table.h"
 
 #include <cerrno>
 #include <fcntl.h>
+#include <filesystem>
+#include <fstream>
 #include <thread>
 
 namespace vql {
@@ -64,6 +67,64 @@ result<void> override_driver(const host_tree& host, const std::string& bdf,
     return write_attribute(host.function(bdf) + "/driver_override", driver + "\n");
 }
 
+std::string group_type(const host_tree& host, const std::string& bdf) {
+    return host.function(bdf) + "/iommu_group/type";
+}
+
+// Other functions of the group that a driver has, for the message: "0000:01:00.1 (xhci_hcd)".
+std::string group_neighbours(const host_tree& host, const std::string& bdf) {
+    std::string names;
+    std::error_code failed;
+
+    for (std::filesystem::directory_iterator
+             at(host.function(bdf) + "/iommu_group/devices", failed),
+         end;
+         !failed && at != end; at.increment(failed)) {
+        const std::string other = at->path().filename();
+        const std::string driver = link_name(host.function(other) + "/driver");
+        if (other != bdf && !driver.empty())
+            names += (names.empty() ? "" : ", ") + other + " (" + driver + ")";
+    }
+    return names;
+}
+
+// Between unbinding and binding, when alone the kernel lets the type change. What it was is noted
+// first.
+result<void> make_strict(const host_tree& host, const std::string& bdf, const progress& say) {
+    const std::string type = read_attribute(group_type(host, bdf)), note = host.group_note(bdf);
+    std::error_code failed;
+
+    if (type != "DMA-FQ")
+        return {};
+    std::filesystem::create_directories(std::filesystem::path(note).parent_path(), failed);
+    if (!(std::ofstream(note) << type << "\n").flush())
+        return error{"writing " + note + ": what the IOMMU group's type was would be forgotten"};
+    if (auto done = write_attribute(group_type(host, bdf), "DMA"); !done) {
+        const std::string others = group_neighbours(host, bdf);
+        std::filesystem::remove(note, failed);
+        return error{done.failure().text +
+                     ": its IOMMU group invalidates lazily (DMA-FQ), and cannot be made strict" +
+                     (others.empty() ? "" : " while drivers have others of the group: " + others) +
+                     ". Unbind those, or boot with iommu.strict=1"};
+    }
+    say(bdf + ": its IOMMU group is strict now (type DMA, was " + type + ")");
+    return {};
+}
+
+// The reverse, at the same point.
+result<void> make_as_it_was(const host_tree& host, const std::string& bdf) {
+    const std::string note = host.group_note(bdf), type = read_attribute(note);
+    std::error_code failed;
+
+    if (type.empty())
+        return {};
+    if (read_attribute(group_type(host, bdf)) != type)
+        if (auto done = write_attribute(group_type(host, bdf), type); !done)
+            return done;
+    std::filesystem::remove(note, failed);
+    return {};
+}
+
 // After a bind that failed: to what it was before. How that went, for the message.
 std::string put_back(const host_tree& host, const std::string& bdf, const std::string& driver) {
     result<void> done;
@@ -72,6 +133,8 @@ std::string put_back(const host_tree& host, const std::string& bdf, const std::s
         done = take_from(host, bdf, ours);
     if (auto cleared = override_driver(host, bdf, ""); done)
         done = cleared;
+    if (auto type = make_as_it_was(host, bdf); done)
+        done = type;
     if (done && !driver.empty() && !is_with(host, bdf, driver))
         done = give_to(host, bdf, driver);
     if (!done)
@@ -121,7 +184,7 @@ result<std::vector<unique_fd>> claim(const host_tree& host, const nvme_device& d
 }
 
 void warn_of_iommu(const nvme_device& device, const progress& say) {
-    if (device.iommu == "translated")
+    if (device.iommu == "translated" || device.iommu == "lazy")
         return;
     say("warning: no IOMMU translates what " + device.bdf + " reads and writes (" + device.iommu +
         "). vqlaned refuses such a drive unless its configuration has allow_untranslated_dma = "
@@ -151,6 +214,8 @@ result<void> hand_over(const host_tree& host, const nvme_device& device, const p
             return done;
         say(bdf + ": taken from " + device.driver);
     }
+    if (auto done = make_strict(host, bdf, say); !done)
+        return done;
     if (auto done = give_to(host, bdf, ours); !done)
         return error{done.failure().text + " (the kernel log says why: dmesg)"};
     if (!wait_for(host, [&] { return path_exists(host.vqlane_node(bdf)); }))
@@ -173,6 +238,10 @@ result<void> bind_device(const host_tree& host, const std::string& name, bool fo
 
     if (device.driver == ours) {
         say(device.bdf + ": is bound to vqlane already");
+        if (device.iommu == "lazy")
+            say("warning: its IOMMU group invalidates lazily (DMA-FQ): vqlane device unbind and "
+                "bind it, "
+                "which makes it strict, or vqlaned refuses it");
         return {};
     }
     if (auto can = can_bind(host, device); !can)
@@ -189,6 +258,37 @@ result<void> bind_device(const host_tree& host, const std::string& name, bool fo
         claims->clear();
         return error{done.failure().text + "\n" + put_back(host, device.bdf, device.driver)};
     }
+    return {};
+}
+
+result<void> give_back(const host_tree& host, const std::string& bdf, const progress& say,
+                       size_t active) {
+    if (auto done = override_driver(host, bdf, ""); !done)
+        return done;
+    if (auto done = take_from(host, bdf, ours); !done)
+        return done;
+    say(bdf + ": taken from vqlane");
+    if (auto done = make_as_it_was(host, bdf); !done)
+        say("note: " + done.failure().text);
+    if (!path_exists(host.driver(kernels)))
+        return error{bdf + " has no driver now: the nvme driver is not loaded (modprobe nvme)"};
+    if (auto done = give_to(host, bdf, kernels); !done)
+        return error{done.failure().text + " (the kernel log says why: dmesg)"};
+
+    // The driver looks for namespaces after it was bound.
+    std::string disks;
+    wait_for(host, [&] { return kernel_namespaces(host, bdf).size() >= active; });
+    for (const nvme_namespace& ns : kernel_namespaces(host, bdf))
+        disks += (disks.empty() ? "" : ", ") + ns.name + " (" + human_size(ns.bytes) + ")";
+    say(bdf + ": bound to nvme, " + (disks.empty() ? "without a namespace" : disks));
+    return {};
+}
+
+result<void> release_override(const host_tree& host, const std::string& bdf) {
+    if (auto done = override_driver(host, bdf, ""); !done)
+        return done;
+    if (is_with(host, bdf, "") && path_exists(host.driver(kernels)))
+        return give_to(host, bdf, kernels);
     return {};
 }
 
@@ -215,23 +315,9 @@ result<void> unbind_device(const host_tree& host, const std::string& name, bool 
                             "--force, disks on it get I/O errors."};
     }
     // First, so that the drive is the kernel's again even if what follows fails.
-    if (auto done = override_driver(host, bdf, ""); !done)
+    if (auto done = forget_device(host, bdf, say); !done)
         return done;
-    if (auto done = take_from(host, bdf, ours); !done)
-        return done;
-    say(bdf + ": taken from vqlane");
-    if (!path_exists(host.driver(kernels)))
-        return error{bdf + " has no driver now: the nvme driver is not loaded (modprobe nvme)"};
-    if (auto done = give_to(host, bdf, kernels); !done)
-        return error{done.failure().text + " (the kernel log says why: dmesg)"};
-
-    // The driver looks for namespaces after it was bound.
-    std::string disks;
-    wait_for(host, [&] { return kernel_namespaces(host, bdf).size() >= device.active; });
-    for (const nvme_namespace& ns : kernel_namespaces(host, bdf))
-        disks += (disks.empty() ? "" : ", ") + ns.name + " (" + human_size(ns.bytes) + ")";
-    say(bdf + ": bound to nvme, " + (disks.empty() ? "without a namespace" : disks));
-    return {};
+    return give_back(host, bdf, say, device.active);
 }
 
 } // namespace vql

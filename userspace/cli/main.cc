@@ -7,6 +7,7 @@
 #include "cli/bench.h"
 #include "cli/client.h"
 #include "cli/device_bind.h"
+#include "cli/device_boot.h"
 #include "cli/disk.h"
 #include "cli/reload.h"
 #include "cli/stats.h"
@@ -218,19 +219,24 @@ int list_local_devices(bool as_json) {
 void define_device(CLI::App& app, command_line& line) {
     CLI::App& device = *app.add_subcommand("device", "NVMe drives of this machine; no daemon");
     struct options {
-        std::string name;
-        bool force = false;
+        std::string name, serial;
+        bool force = false, persist = false;
     };
     const auto change = [&](const char* name, const char* help, const char* force, auto what) {
         CLI::App& command = *device.add_subcommand(name, help);
         auto given = std::make_shared<options>();
         command.add_option("DEVICE", given->name, "PCI address, or block device as /dev/nvme0n1")
             ->required();
-        command.add_flag("--force", given->force, force);
+        if (force)
+            command.add_flag("--force", given->force, force);
+        if (command.get_name() == "bind")
+            command.add_flag("--persist", given->persist, "after each boot, too");
+        if (command.get_name() == "restore")
+            command.add_option("--serial", given->serial, "of the drive that is meant");
         command.callback([&line, given, what] {
             line.local = [&line, given, what] {
                 json said = json::array();
-                const auto done = what({}, given->name, given->force, [&](const std::string& text) {
+                const auto done = what(*given, [&](const std::string& text) {
                     line.as_json ? said.push_back(text) : void(print(text + "\n"));
                 });
                 if (!done)
@@ -246,9 +252,27 @@ void define_device(CLI::App& app, command_line& line) {
         ->callback([&line] { line.local = [&line] { return list_local_devices(line.as_json); }; });
     change("bind", "give a drive to the vqlane module",
            "even if it holds partitions or is part of something that is not in use",
-           vql::bind_device);
+           [](const options& o, const vql::progress& say) -> vql::result<void> {
+               // By its address: a block device's name is gone with the block device.
+               const auto bdf = vql::device_address({}, o.name);
+               if (!bdf)
+                   return bdf.failure();
+               auto done = vql::bind_device({}, *bdf, o.force, say);
+               if (!done || !o.persist)
+                   return done;
+               std::error_code failed;
+               return vql::persist_device(
+                   {}, *bdf, std::filesystem::read_symlink("/proc/self/exe", failed), say);
+           });
     change("unbind", "give it back to the kernel's nvme driver",
-           "even while a daemon has it: its disks there get I/O errors", vql::unbind_device);
+           "even while a daemon has it: its disks there get I/O errors",
+           [](const options& o, const vql::progress& say) {
+               return vql::unbind_device({}, o.name, o.force, say);
+           });
+    change("restore", "what --persist has udev run", nullptr,
+           [](const options& o, const vql::progress& say) {
+               return vql::restore_device({}, o.name, o.serial, say);
+           });
 }
 
 double watch_argument(const std::string& text) {

@@ -85,7 +85,10 @@ result<void> controller::take(bool allow_untranslated, bool patient) {
         return error{
             "controller " + bdf_ +
             " is behind no IOMMU, or one in passthrough: whoever takes over this daemon could make "
-            "the drive write to any memory of the host. Enable translation (kernel parameter "
+            "the drive write to any memory of the host. Or the IOMMU invalidates lazily (group "
+            "type "
+            "DMA-FQ), so that it could write to memory that was just let go: vqlane device bind "
+            "makes it strict. Enable translation (kernel parameter "
             "intel_iommu=on or amd_iommu=on, and iommu=nopt), or accept that with "
             "allow_untranslated_dma = true in [daemon]"};
     return {};
