@@ -175,7 +175,7 @@ TEST_CASE("--check refuses whatever does not fit the machine, all of it", "[conf
     std::string said = result.err;
     for (const char* part :
          {":2: daemon.pollers[1]: CPU 1023 ", ":10: target[1].path: ", ":14: target[2].path: ",
-          ":18: disk[0].size: ", ":22: disk[1].socket: "}) {
+          ":18: disk[0].size: ", ":23: disk[1].socket: "}) {
         INFO(said);
         const size_t at = said.find(place.config + part);
         REQUIRE(at != std::string::npos);

@@ -138,15 +138,19 @@ TEST_CASE("a disk whose target is missing waits, and is served when it is there"
     CHECK(guest.driver.flush().status == blk_ok);
 }
 
-TEST_CASE("a disk that waits can be removed, and its name is free", "[storage]") {
+TEST_CASE("a disk that waits can be removed, and stays removed", "[storage]") {
     vhost_user_only only("its subject is the daemon's start");
     temporary_directory files("/dev/shm");
     test_daemon daemon(file_target("t", files / "image") + disk_on("d", "t"));
     daemon.control().result({{"op", "disk_rm"}, {"name", "d"}});
     CHECK(daemon.control().result({{"op", "disk_list"}}).empty());
     make_file(files / "other", 16 << 20);
-    daemon.control().result({{"op", "disk_add"}, {"name", "d"}, {"file", files / "other"}});
-    CHECK(entry_of(daemon, "d").at("state") == "ready");
+    // The configuration still has it: another one of its name would be gone with the next reload.
+    CHECK_THAT(
+        daemon.control().error({{"op", "disk_add"}, {"name", "d"}, {"file", files / "other"}}),
+        ContainsSubstring("vqlane reload"));
+    daemon.control().result({{"op", "disk_add"}, {"name", "o"}, {"file", files / "other"}});
+    CHECK(entry_of(daemon, "o").at("state") == "ready");
     // By command there is no waiting: it works, or it is refused.
     CHECK_THAT(
         daemon.control().error({{"op", "disk_add"}, {"name", "e"}, {"file", files / "none"}}),

@@ -65,8 +65,8 @@ TEST_CASE("a reload does what the files say, and touches nothing else", "[reload
     for (const char* what : {"added", "removed", "replaced", "resized", "changed", "refused"}) {
         CHECK(report.at(what).empty());
     }
-    daemon.write("[daemon]\nlog_level = \"debug\"\n" + all +
-                 disk_on("a", "t", "size = \"24M\"\n") + disk_on("c", "o"));
+    daemon.write("[daemon]\nlog_level = \"debug\"\n" + all + disk_on("a", "t", "size = \"24M\"\n") +
+                 disk_on("c", "o"));
     report = daemon.reload();
     CHECK(report.at("added") == json{"c"});
     CHECK(report.at("removed") == json{"b"});

@@ -72,12 +72,16 @@ TEST_CASE("each key reaches its field", "[config]") {
         name = "t1"
         type = "null"
         size = 1024
+        [[target]]
+        name = "t2"
+        type = "null"
+        size = "1M"
         [[disk]]
         name = "whole"
         target = "t0"
         [[disk]]
         name = "parts"
-        extents = [ { target = "t1", offset = "128K", length = 65536 }, { target = "t0" } ]
+        extents = [ { target = "t1", offset = "128K", length = 65536 }, { target = "t2" } ]
         size = "1M"
         chunk_size = "64K"
         read_only = true
@@ -95,7 +99,7 @@ TEST_CASE("each key reaches its field", "[config]") {
     CHECK(c->spin_always);
     CHECK(c->register_memory == vql::memory_registration::never);
     CHECK(c->level == vql::log_level::debug);
-    REQUIRE(c->targets.size() == 2);
+    REQUIRE(c->targets.size() == 3);
     CHECK(c->targets[0].name == "t0");
     CHECK(c->targets[0].type == vql::target_type::uring);
     CHECK(c->targets[0].path == "/dev/x");
@@ -115,14 +119,14 @@ TEST_CASE("each key reaches its field", "[config]") {
     CHECK(whole.queues == 1);
     CHECK(whole.queue_size == 1024);
     CHECK(whole.socket.empty());
-    CHECK(whole.socket_mode == 0600);
+    CHECK(whole.mode_of_socket() == 0600);
 
     const vql::disk_config& parts = c->disks[1];
     REQUIRE(parts.extents.size() == 2);
     CHECK(parts.extents[0].target == "t1");
     CHECK(parts.extents[0].offset == 131072);
     CHECK(parts.extents[0].length == 65536);
-    CHECK(parts.extents[1].target == "t0");
+    CHECK(parts.extents[1].target == "t2");
     CHECK(parts.bytes == 1 << 20);
     CHECK(parts.chunk_bytes == 65536);
     CHECK(parts.read_only);
@@ -167,7 +171,7 @@ TEST_CASE("a commented-out key of the example shows its default", "[config]") {
     CHECK(c->disks[0].queue_size == disk_defaults.queue_size);
     CHECK(c->disks[0].read_only == disk_defaults.read_only);
     CHECK(c->disks[0].discard == disk_defaults.discard);
-    CHECK(c->disks[0].socket_mode == disk_defaults.socket_mode);
+    CHECK(c->disks[0].mode_of_socket() == disk_defaults.mode_of_socket());
 }
 
 TEST_CASE("a file that cannot be read is named with the reason", "[config]") {
@@ -200,8 +204,8 @@ TEST_CASE("an unknown key is named with those that are known", "[config]") {
                                        "state_dir, bpf_dir, bpf, pollers, spin_us, spin, "
                                        "register_memory, allow_untranslated_dma, promote_iops, "
                                        "demote_iops, log_level)"},
-        {"[[target]]\nname = \"t\"\nfile = \"x\"\n",
-         "FILE:3: target[0].file: unknown key (known: name, type, path, size, device, "
+        {"[[target]]\nname = \"t\"\ntype = \"null\"\nsize = 512\nfile = \"x\"\n",
+         "FILE:5: target[0].file: unknown key (known: name, type, path, size, device, "
          "namespace)"},
         {disk("target = \"t\"\nqueue = 1"), "FILE:8: disk[0].queue: unknown key" + known},
         {disk("extents = [\n{ target = \"t\" },\n{ target = \"t\", len = 1 },\n]"),
@@ -541,7 +545,8 @@ TEST_CASE("a request obeys the rules of the file, and names no file", "[config]"
           "size: 18446744073709551615 is too large, expected at most 2^60 bytes");
     CHECK(request_refusal(with("name", nullptr)) == "name: expected a string");
     CHECK(request_refusal(with("extents", json::array())) ==
-          "extents: expected at least one extent");
+          "extents: expected at least one extent; extents: target is given too, expected one of "
+          "target, file and extents");
     CHECK(request_refusal(with("socket", "/" + std::string(107, 's'))) ==
           "socket: a path of 108 bytes is too long, expected at most 107");
     CHECK(request_refusal(with("force", true)).rfind("force: unknown key (known: name, ", 0) == 0);

@@ -32,7 +32,7 @@ std::vector<vql::running_disk> running(const vql::config& c, const names& connec
     return all;
 }
 
-names names_refused(const vql::reload_plan& p) {
+names refused_names(const vql::reload_plan& p) {
     names all;
     for (const auto& r : p.refused)
         all.push_back(r.name);
@@ -61,7 +61,7 @@ TEST_CASE("disks come and go with the files, but not under a guest", "[reload]")
     const auto held = plan_reload(now, next, running(now, {"a"}));
     CHECK(held.add == names{"c"});
     CHECK(held.remove.empty());
-    CHECK(names_refused(held) == names{"a"});
+    CHECK(refused_names(held) == names{"a"});
 }
 
 TEST_CASE("a transient disk stays, whatever the files say of others", "[reload]") {
@@ -79,7 +79,7 @@ TEST_CASE("sizes grow under a guest, and do not shrink", "[reload]") {
     REQUIRE(p.grow.size() == 1);
     CHECK(p.grow[0].name == "a");
     CHECK(p.grow[0].bytes == 2ull << 30);
-    CHECK(names_refused(plan_reload(now, smaller, running(now))) == names{"a"});
+    CHECK(refused_names(plan_reload(now, smaller, running(now))) == names{"a"});
     CHECK(nothing(plan_reload(now, any, running(now))));
 }
 
@@ -102,7 +102,7 @@ TEST_CASE("what only a new disk has makes a new disk, unless a guest is connecte
         CHECK(plan_reload(now, next, running(now)).replace == names{"a"});
         const auto held = plan_reload(now, next, running(now, {"a"}));
         CHECK(held.replace.empty());
-        CHECK(names_refused(held) == names{"a"});
+        CHECK(refused_names(held) == names{"a"});
     }
 }
 
@@ -117,7 +117,7 @@ TEST_CASE("a target that is another now takes its disks along, or stays", "[relo
     const auto held = plan_reload(now, next, running(now, {"a"}));
     CHECK(held.drop.empty());
     CHECK(held.replace.empty());
-    CHECK(names_refused(held) == names{"target t"});
+    CHECK(refused_names(held) == names{"target t"});
 
     const auto none = of("");
     const auto gone = plan_reload(now, none, running(now));
@@ -127,7 +127,7 @@ TEST_CASE("a target that is another now takes its disks along, or stays", "[relo
     auto disks = running(now);
     const auto kept = plan_reload(of(target_t), none, disks);
     CHECK(kept.drop.empty());
-    CHECK(names_refused(kept) == names{"target t"});
+    CHECK(refused_names(kept) == names{"target t"});
 }
 
 TEST_CASE("a disk that waits is made anew where it differs", "[reload]") {

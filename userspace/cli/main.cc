@@ -466,10 +466,11 @@ int parse_and_run(int argc, char** argv) {
         const std::string unknown = vql::unknown_word(app, argc, argv);
         failed(unknown.empty() ? e.what() : unknown, 2);
         if (!errors_as_json)
-            std::fputs("Commands: disk list, disk add, disk rm, disk resize, disk policy, reload, stats, "
-                       "top, trace, bench, device list, device bind, device unbind, version; "
-                       "each has --help.\n",
-                       stderr);
+            std::fputs(
+                "Commands: disk list, disk add, disk rm, disk resize, disk policy, reload, stats, "
+                "top, trace, bench, device list, device bind, device unbind, version; "
+                "each has --help.\n",
+                stderr);
         return 2;
     }
     errors_as_json = line.as_json;

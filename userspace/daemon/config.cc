@@ -157,9 +157,9 @@ constexpr field<config> daemon_fields[] = {
      [](const spot& at, config& c) {
          return read_path(at, max_socket_bytes - 1 - control_socket.size(), c.run_dir);
      }},
-    {"bpf_dir", [](const spot& at, config& c) { return read_path(at, max_path_bytes, c.bpf_dir); }},
     {"state_dir",
      [](const spot& at, config& c) { return read_path(at, max_path_bytes, c.state_dir); }},
+    {"bpf_dir", [](const spot& at, config& c) { return read_path(at, max_path_bytes, c.bpf_dir); }},
     {"bpf", [](const spot& at, config& c) { return read_word(at, bpf_words, c.bpf); }},
     {"pollers", [](const spot& at, config& c) { return read_pollers(at, c.pollers); }},
     {"spin_us",

@@ -425,6 +425,9 @@ void disk::resize(uint64_t bytes, std::function<void(result<void>)> done) {
     if (bytes % volume_.block_bytes)
         return done(error{"disk " + config_.name + ": size is not a multiple of its blocks of " +
                           std::to_string(volume_.block_bytes) + " bytes"});
+    // Before a file grows for nothing.
+    if (auto ok = check_chunks(config_.name, bytes, volume_.chunk_shift); !ok)
+        return done(std::move(ok));
     if (!has_whole_target())
         return resize_to(bytes, std::move(done));
     services_.keeper.grow(*volume_.targets[0], bytes,

@@ -86,11 +86,16 @@ result<volume> plan_volume(const disk_config& c, const finder& find) {
     if (!shift)
         return shift.failure();
     v.chunk_shift = *shift;
-    // The table is an array of at most 2^32 entries, and 16 M is what we were built for.
-    if (v.bytes >> v.chunk_shift > 16u << 20)
-        return error{"disk " + c.name +
-                     ": more than 16 million chunks; choose a larger chunk_size"};
+    if (auto ok = check_chunks(c.name, v.bytes, v.chunk_shift); !ok)
+        return ok.failure();
     return v;
+}
+
+// The table is an array of at most 2^32 entries, and 16 M is what we were built for.
+result<void> check_chunks(const std::string& disk, uint64_t bytes, uint32_t chunk_shift) {
+    if (bytes >> chunk_shift > 16u << 20)
+        return error{"disk " + disk + ": more than 16 million chunks; choose a larger chunk_size"};
+    return {};
 }
 
 void write_extents(const volume& v, std::span<uint64_t> words) {

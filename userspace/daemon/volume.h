@@ -32,6 +32,9 @@ result<volume> plan_volume(const disk_config& c, const target_set& targets);
 result<volume> plan_volume(const disk_config& c,
                            const std::function<target*(const std::string& name)>& find);
 
+// Is a table for @bytes in chunks of 2^@chunk_shift bytes one that we can have?
+result<void> check_chunks(const std::string& disk, uint64_t bytes, uint32_t chunk_shift);
+
 // The words of @v for a table of @v.chunks() entries.
 void write_extents(const volume& v, std::span<uint64_t> words);
 
