@@ -277,6 +277,7 @@ $(TOP)/build/fuzz/%_fuzz:
 
 # All folders that README.md names, and a configuration that starts. What an operator has changed stays.
 BPFDIR := $(DESTDIR)$(PREFIX)/lib/vqlane/bpf
+DOCDIR := $(DESTDIR)$(PREFIX)/share/doc/vqlane
 install: all
 	install -D -m 755 $(BUILD)/vqlaned $(DESTDIR)$(PREFIX)/sbin/vqlaned
 	install -D -m 755 $(BUILD)/vqlane $(DESTDIR)$(PREFIX)/bin/vqlane
@@ -284,14 +285,16 @@ install: all
 	install -D -m 644 $(BUILD)/bpf/trace.bpf.o $(BPFDIR)/trace.bpf.o
 	install -d -m 755 $(DESTDIR)/etc/vqlane/conf.d
 	install -d -m 700 $(DESTDIR)/var/lib/vqlane
+	install -D -m 644 scripts/vqlaned.toml $(DOCDIR)/vqlaned.toml
 	test -e $(DESTDIR)/etc/vqlane/vqlaned.toml || \
-		install -D -m 644 scripts/vqlaned.toml $(DESTDIR)/etc/vqlane/vqlaned.toml
+		echo '# All keys, with an example: $(PREFIX)/share/doc/vqlane/vqlaned.toml' >$(DESTDIR)/etc/vqlane/vqlaned.toml
 
 # Programs go; the configuration, the state and what disks hold stay.
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/sbin/vqlaned $(DESTDIR)$(PREFIX)/bin/vqlane
 	rm -f $(DESTDIR)$(PREFIX)/lib/systemd/system/vqlaned.service $(BPFDIR)/trace.bpf.o
-	rmdir --ignore-fail-on-non-empty -p $(BPFDIR) 2>/dev/null || :
+	rm -f $(DOCDIR)/vqlaned.toml
+	rmdir --ignore-fail-on-non-empty -p $(BPFDIR) $(DOCDIR) 2>/dev/null || :
 	@echo "left: $(DESTDIR)/etc/vqlane and $(DESTDIR)/var/lib/vqlane (configuration, state, disk images); remove them by hand"
 
 # The module's sources, for dkms to build on the machine's own kernel.
