@@ -141,11 +141,10 @@ TEST_CASE("a relative path is the caller's, not the daemon's", "[cli]") {
     temporary_directory folder("/dev/shm");
     make_file(folder / "disk.img", 1 << 20);
     const std::string vqlane_path = std::filesystem::absolute(built_program("vqlane")).string();
+    const std::string script = R"(cd "$0" && exec "$1" --socket "$2" --json disk add f )"
+                               R"(--file disk.img --vhost-socket ./f.sock)";
     const command_result added =
-        run_command({"/bin/sh", "-c",
-                     "cd \"$0\" && exec \"$1\" --socket \"$2\" --json disk add f --file disk.img "
-                     "--vhost-socket ./f.sock",
-                     folder.path(), vqlane_path, daemon.control_socket()});
+        run_command({"/bin/sh", "-c", script, folder.path(), vqlane_path, daemon.control_socket()});
     INFO(added.err);
     REQUIRE(added.status == 0);
     const json f = json::parse(added.out);
