@@ -9,6 +9,7 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <csignal>
 #include <filesystem>
+#include <memory>
 #include <sys/stat.h>
 
 namespace vql::guest {
@@ -85,7 +86,8 @@ TEST_CASE("a reload does what the files say, and touches nothing else", "[reload
 
 TEST_CASE("a reload refuses by name what a guest would lose", "[reload]") {
     reloaded_daemon daemon(targets + disk_on("a", "m") + disk_on("b", "n") + disk_on("c", "o"));
-    test_guest a(daemon.device("a")), b(daemon.device("b"));
+    auto a = std::make_unique<test_guest>(daemon.device("a"));
+    test_guest b(daemon.device("b"));
     daemon.write("[daemon]\nspin = \"always\"\n" + targets + disk_on("b", "n", "queues = 2\n") +
                  disk_on("c", "o", "queues = 2\n"));
     const json report = daemon.reload();
@@ -96,9 +98,18 @@ TEST_CASE("a reload refuses by name what a guest would lose", "[reload]") {
     CHECK(report.at("replaced") == json{"c"});
     CHECK(daemon.disk("c").at("queues") == 2);
     CHECK(daemon.disk("b").at("queues") == 1);
-    CHECK(a.driver.flush().status == blk_ok);
+    CHECK(a->driver.flush().status == blk_ok);
     CHECK(b.driver.flush().status == blk_ok);
     CHECK_THAT(daemon.log(), ContainsSubstring("warning: reload: b: "));
+    // What was refused is done when it can be.
+    a.reset();
+    deadline until(default_timeout());
+    while (daemon.disk("a").at("connected") == true) {
+        REQUIRE_FALSE(until.passed());
+        usleep(1000);
+    }
+    CHECK(daemon.reload().at("removed") == json{"a"});
+    CHECK(daemon.disk("a").is_null());
 }
 
 TEST_CASE("files that are wrong change nothing at all", "[reload]") {

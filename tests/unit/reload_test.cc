@@ -119,6 +119,14 @@ TEST_CASE("a target that is another now takes its disks along, or stays", "[relo
     CHECK(held.replace.empty());
     CHECK(refused_names(held) == names{"target t"});
 
+    // Nor does a new disk come on what only has the name of its target.
+    const auto more = of("[[target]]\nname = \"t\"\ntype = \"uring\"\npath = \"/t\"\n" +
+                         named("b", "extents = [{ target = \"t\", length = \"1M\" }]"));
+    auto both = running(now, {"a"});
+    const auto back = plan_reload(of(target_t), more, both);
+    CHECK(back.add.empty());
+    CHECK(refused_names(back) == names{"target t", "b"});
+
     const auto none = of("");
     const auto gone = plan_reload(now, none, running(now));
     CHECK(gone.remove == names{"a"});

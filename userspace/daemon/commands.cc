@@ -70,7 +70,7 @@ void commands::remove(const std::string& name, bool force, bool transient, compl
     *change = state_.put(name, note, [this, name, force, change, done](const result<void>& kept) {
         if (!kept)
             return done(error{"disk " + name + " is not removed: " + kept.failure().text});
-        if (!server_.find_entry(name) && !change->before->added.is_null())
+        if (!server_.find_entry(name) && change->before && !change->before->added.is_null())
             return done({}); // only its note was left
         server_.remove_disk(name, force, [this, change, done](result<void> ok) {
             if (!ok)

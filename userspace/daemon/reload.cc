@@ -116,10 +116,11 @@ class planner {
             const bool known = named(next_.disks, r->settings.name);
             if (!r->connected && known && (another || contains(plan_.replace, r->settings.name)))
                 continue;
-            return refuse("target " + name,
-                          (another ? "is another in the files" : "is not in the files any more") +
-                              std::string(", but disk ") + r->settings.name + " uses it" +
-                              (r->connected ? ", whose guest is connected" : ""));
+            refuse("target " + name,
+                   (another ? "is another in the files" : "is not in the files any more") +
+                       std::string(", but disk ") + r->settings.name + " uses it" +
+                       (r->connected ? ", whose guest is connected" : ""));
+            return hold_back(name);
         }
         for (const running_disk* r : users) {
             end(*r, plan_.replace);
@@ -127,6 +128,15 @@ class planner {
             std::erase(plan_.access, r->settings.name);
         }
         plan_.drop.push_back(name);
+    }
+
+    // Target @name stays what it was. What is to come on it in the files is on another, and must
+    // not find itself on this one.
+    void hold_back(const std::string& name) {
+        for (const disk_config& d : next_.disks)
+            if (uses(d, name) &&
+                (std::erase(plan_.add, d.name) || std::erase(plan_.replace, d.name)))
+                refuse(d.name, "needs target " + name + " as it is in the files");
     }
 
     void refuse(const std::string& name, const std::string& why) {
@@ -168,8 +178,11 @@ class change : public std::enable_shared_from_this<change> {
         for (const std::string& name : plan.replace)
             step(name, "", [this, name](auto done) { server_.remove_disk(name, false, done); });
         for (const std::string& name : plan.drop)
-            step("target " + name, "",
-                 [this, name](auto done) { done(server_.drop_target(name)); });
+            step("target " + name, "", [this, name](auto done) {
+                auto ok = server_.drop_target(name);
+                (ok ? dropped_ : kept_).push_back(name);
+                done(std::move(ok));
+            });
         for (const std::string& name : plan.replace)
             step(name, "replaced", [this, name](auto done) { add(name, done); });
         for (const std::string& name : plan.add)
@@ -210,6 +223,9 @@ class change : public std::enable_shared_from_this<change> {
         if (server_.find_entry(name)) // its removal was refused
             return done(error{"stays as it was"});
         const disk_config& d = *named(next_.disks, name);
+        for (const std::string& kept : kept_)
+            if (uses(d, kept))
+                return done(error{"needs target " + kept + " as it is in the files"});
         std::vector<target_config> targets;
         for (const target_config& t : next_.targets)
             if (uses(d, t.name))
@@ -241,8 +257,28 @@ class change : public std::enable_shared_from_this<change> {
         report_["refused"].push_back({{"name", name}, {"why", why}});
     }
 
+    // What is served now: as the files have it, but for what was refused. The next reload finds
+    // that in them, or not, again.
+    config settings() const {
+        config c = next_;
+        for (const disk_config& d : server_.settings().disks)
+            if (!named(c.disks, d.name) && server_.find_entry(d.name))
+                c.disks.push_back(d);
+        for (const target_config& old : server_.settings().targets) {
+            if (made_for_disk(old.name) || contains(dropped_, old.name))
+                continue;
+            const auto t = std::find_if(c.targets.begin(), c.targets.end(),
+                                        [&](const target_config& x) { return x.name == old.name; });
+            if (t == c.targets.end())
+                c.targets.push_back(old);
+            else if (!same_target(*t, old))
+                *t = old;
+        }
+        return c;
+    }
+
     void end() {
-        for (const std::string& key : server_.take_settings(next_))
+        for (const std::string& key : server_.take_settings(settings()))
             report_["changed"].push_back("daemon." + key);
         for (const std::string& key : need_restart(server_.settings(), next_))
             refuse("daemon." + key, "takes effect when vqlaned is started again");
@@ -265,9 +301,10 @@ class change : public std::enable_shared_from_this<change> {
     config next_;
     std::function<void(json)> done_;
     std::deque<one_step> steps_;
-    std::string name_;                  // of the step that is under way
-    clock::time_point since_;           // … and since when
-    uint64_t under_way_ = 0, last_ = 0; // its number, and that of the last one; 0: none is
+    std::vector<std::string> dropped_, kept_; // targets
+    std::string name_;                        // of the step that is under way
+    clock::time_point since_;                 // … and since when
+    uint64_t under_way_ = 0, last_ = 0;       // its number, and that of the last one; 0: none is
     json report_ = json::object();
 };
 
