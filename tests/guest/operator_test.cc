@@ -221,6 +221,7 @@ TEST_CASE("a stopped daemon is told so, with the way to have it go on", "[cli]")
 }
 
 TEST_CASE("top draws a screen that keys steer, and gives the terminal back", "[cli]") {
+    vhost_user_only only("its subject is the operator's terminal");
     std::string config = null_target("n", "4G");
     for (int i = 10; i < 40; i++)
         config +=
