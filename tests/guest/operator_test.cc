@@ -239,8 +239,9 @@ TEST_CASE("top draws a screen that keys steer, and gives the terminal back", "[c
     top.type("\033[F");
     CHECK(top.shows("disks 10 to 30 of 30", before));
     CHECK(top.shows("disk39", before));
-    top.type("i");
+    top.type("\033[H\033[Bi\033[B"); // in one piece
     CHECK(top.shows("now i", before));
+    CHECK(top.shows("disks 2 to 22 of 30", before));
     top.type("q");
     CHECK(top.ends() == 0);
     CHECK(top.echoes());

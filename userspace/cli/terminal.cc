@@ -9,6 +9,7 @@
 #include <string_view>
 #include <sys/ioctl.h>
 #include <unistd.h>
+#include <utility>
 
 namespace vql {
 
@@ -70,36 +71,43 @@ keyboard::~keyboard() {
 
 int keyboard::next(std::chrono::milliseconds patience) {
     pollfd in{active_ ? STDIN_FILENO : -1, POLLIN, 0};
-    const int n = ::poll(&in, 1, static_cast<int>(patience.count()));
+    const int n = typed_.empty() ? ::poll(&in, 1, static_cast<int>(patience.count())) : 0;
     if (ended)
         return quit;
-    if (n <= 0)
-        return none;
-    return read_key();
+    if (n > 0) {
+        char c[64] = {};
+        const ssize_t got = ::read(STDIN_FILENO, c, sizeof(c));
+        if (got == 0 || (got < 0 && errno != EINTR && errno != EAGAIN))
+            return quit; // the terminal is gone
+        if (got > 0)
+            typed_.append(c, size_t(got));
+    }
+    return first_typed();
 }
 
-// A key is a byte, or a sequence: ESC [ A, or ESC [ 5 ~. What is none of ours is no key.
-int keyboard::read_key() {
-    char c[8] = {};
-    const ssize_t n = ::read(STDIN_FILENO, c, sizeof(c));
-    if (n == 0 || (n < 0 && errno != EINTR && errno != EAGAIN))
-        return quit; // the terminal is gone
-    if (n < 0)
+// A key is a byte, or a sequence: ESC [ A, or ESC [ 5 ~. What begins with ESC and is none of ours
+// is no key, to its end.
+int keyboard::first_typed() {
+    static constexpr std::pair<std::string_view, key> sequences[] = {
+        {"\033[A", up},       {"\033OA", up},         {"\033[B", down}, {"\033OB", down},
+        {"\033[5~", page_up}, {"\033[6~", page_down}, {"\033[H", home}, {"\033[1~", home},
+        {"\033[F", end},      {"\033[4~", end},
+    };
+    if (typed_.empty())
         return none;
-    const std::string_view bytes(c, size_t(n));
-    if (bytes == "\033[A" || bytes == "\033OA")
-        return up;
-    if (bytes == "\033[B" || bytes == "\033OB")
-        return down;
-    if (bytes == "\033[5~")
-        return page_up;
-    if (bytes == "\033[6~")
-        return page_down;
-    if (bytes == "\033[H" || bytes == "\033[1~")
-        return home;
-    if (bytes == "\033[F" || bytes == "\033[4~")
-        return end;
-    return bytes[0] == '\033' ? int{none} : static_cast<unsigned char>(bytes[0]);
+    for (const auto& [bytes, is] : sequences) {
+        if (typed_.starts_with(bytes)) {
+            typed_.erase(0, bytes.size());
+            return is;
+        }
+    }
+    const int first = static_cast<unsigned char>(typed_[0]);
+    if (first == '\033') {
+        typed_.clear();
+        return none;
+    }
+    typed_.erase(0, 1);
+    return first;
 }
 
 } // namespace vql

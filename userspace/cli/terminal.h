@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <string>
 #include <termios.h>
 
 namespace vql {
@@ -38,9 +39,10 @@ class keyboard {
     int next(std::chrono::milliseconds patience);
 
   private:
-    int read_key();
+    int first_typed();
 
     bool active_ = false;
+    std::string typed_; // and not taken yet
     termios before_{};
 };
 

@@ -278,14 +278,13 @@ result<void> put(const std::string& text) {
 // Until @until: what the keys ask for is drawn at once. False: quit.
 result<bool> attend(keyboard& keys, clock::time_point until, size_t disks, top_view& view,
                     const std::function<result<void>()>& draw) {
-    for (;;) {
-        const auto left =
-            std::chrono::ceil<std::chrono::milliseconds>(until - clock::now()).count();
-        if (left <= 0)
-            return true;
-        const int key = keys.next(std::chrono::milliseconds(left));
+    for (;;) { // keys are looked at also when the sample before took all the time
+        const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - clock::now());
+        const int key = keys.next(std::max(left, std::chrono::milliseconds(0)));
         if (key == 'q' || key == keyboard::quit)
             return false;
+        if (key == keyboard::none && left.count() <= 0)
+            return true;
         if (view.press(key, disks))
             if (auto ok = draw(); !ok)
                 return ok.failure();
