@@ -267,8 +267,8 @@ fuzz: setup
 			-artifact_prefix=build/fuzz/$$t- build/fuzz/corpus/$$t tests/fuzz/corpus/$$t; done
 
 FUZZ_FLAGS := -std=c++20 $(WARN) -O1 -g -DVQL_FUZZER -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
-$(TOP)/build/fuzz/ring_fuzz: tests/fuzz/ring_fuzz.cc $(wildcard include/vqlane/*.h)
-$(TOP)/build/fuzz/vhost_user_fuzz: tests/fuzz/vhost_user_fuzz.cc $(wildcard userspace/frontend/* userspace/base/*)
+$(TOP)/build/fuzz/ring_fuzz: tests/fuzz/ring_fuzz.cc $(wildcard include/vqlane/*.h tests/fuzz/*.h tests/unit/*.h)
+$(TOP)/build/fuzz/vhost_user_fuzz: tests/fuzz/vhost_user_fuzz.cc $(wildcard userspace/frontend/* userspace/base/* tests/fuzz/*.h)
 $(TOP)/build/fuzz/vhost_user_fuzz: FUZZ_MORE = $(wildcard userspace/frontend/*.cc) $(BASE_SRC)
 $(TOP)/build/fuzz/%_fuzz:
 	@echo "  FUZZ  $*"

@@ -68,11 +68,15 @@ class plain_take {
     const bool taken_;
 };
 
-// The same chain walked with more room: it begins with what the walk @c found. Returns what does
-// not hold, or nullptr.
+// The same chain walked with more room: it begins with what the walk @c found. Of what found no
+// room only the last byte was looked up, so that @error may be VQL_RING_BAD_ADDRESS now, and is 0
+// else. Returns what does not hold, or nullptr.
 inline const char* walk_again(const guest_ram& ram, const vql_ring& r, vql_mem m, uint16_t head,
-                              const vql_chain& c, vql_chain& again, vql_seg* seg) {
-    if (vql_chain_walk_into(&r, &m, head, &again, seg, VQL_MOST_SEGS))
+                              const vql_chain& c, vql_chain& again, vql_seg* seg, int& error) {
+    error = vql_chain_walk_into(&r, &m, head, &again, seg, VQL_MOST_SEGS);
+    if (error == -VQL_RING_BAD_ADDRESS && c.truncated)
+        return nullptr;
+    if (error)
         return "a chain that was walked could not be walked again";
     if (const char* broken = broken_invariant(ram, again, seg, VQL_MOST_SEGS))
         return broken;
@@ -119,8 +123,13 @@ inline served serve_all(const guest_ram& ram, test_ring& t, const vql_blk_disk& 
         }
         if ((s.broken = broken_invariant(ram, chain)))
             break;
-        if ((s.broken = walk_again(ram, t.ring, m, head, chain, again, segs.data())))
+        int error = 0;
+        if ((s.broken = walk_again(ram, t.ring, m, head, chain, again, segs.data(), error)))
             break;
+        if (error) {
+            s.stopped = -error;
+            break;
+        }
         const uint64_t in_bytes = chain.in_bytes;
         s.large += chain.truncated;
         // As a poller does it.
