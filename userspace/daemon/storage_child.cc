@@ -52,7 +52,7 @@ void open_and_look(const char* path) {
         [[maybe_unused]]
         const int punched = fallocate(fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                       (st.st_size + 4095) & ~off_t(4095), 4096);
-    alignas(4096) static std::array<char, 4096> block;
+    alignas(4096) std::array<char, 4096> block;
     if (fcntl(fd.get(), F_SETFL, O_DIRECT) == 0) [[maybe_unused]]
         const ssize_t n = pread(fd.get(), block.data(), block.size(), 0);
 }

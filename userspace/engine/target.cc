@@ -56,9 +56,10 @@ bool file_direct_alignment(int fd, uint32_t& memory_align) {
     }
 #endif
     // Not told: try one block. Buffer address and length of 512 are the strictest we rely on.
-    alignas(4096) static char buffer[4096];
+    // On this thread's stack, for targets are opened side by side.
+    alignas(512) char buffer[512];
     memory_align = 512;
-    return pread(fd, buffer, 512, 0) >= 0;
+    return pread(fd, buffer, sizeof(buffer), 0) >= 0;
 }
 
 void set_direct(int fd, bool on) {
