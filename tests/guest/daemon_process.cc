@@ -39,8 +39,9 @@ daemon_process::daemon_process(const std::string& config, std::vector<std::strin
         std::string mount_point = directory_ / "bpf";
         std::filesystem::create_directory(mount_point);
         bpf_dir_ = mount_point + "/vqlane";
-        own_bpffs_ = mount("bpf", mount_point.c_str(), "bpf", 0, nullptr) == 0;
-        if (!own_bpffs_) {
+        if (mount("bpf", mount_point.c_str(), "bpf", 0, nullptr) == 0) {
+            own_bpffs_.where = mount_point;
+        } else {
             bpf_refusal_ =
                 "no BPF file system, and none can be mounted: " + std::string(std::strerror(errno));
         }
@@ -65,8 +66,11 @@ daemon_process::~daemon_process() {
     if (bpf_refusal_.empty()) {
         std::filesystem::remove_all(bpf_dir_, ignored); // pins that a killed daemon left
     }
-    if (own_bpffs_) {
-        umount2((directory_ / "bpf").c_str(), MNT_DETACH);
+}
+
+daemon_process::bpffs::~bpffs() {
+    if (!where.empty()) {
+        umount2(where.c_str(), MNT_DETACH);
     }
 }
 

@@ -46,11 +46,20 @@ class daemon_process {
     std::string complaint();
 
   private:
+    // A BPF file system of our own, at where; it goes also when a constructor ends by an exception.
+    struct bpffs {
+        std::string where;
+        bpffs() = default;
+        bpffs(const bpffs&) = delete;
+        bpffs& operator=(const bpffs&) = delete;
+        ~bpffs();
+    };
+
     temporary_directory directory_;
     std::vector<std::string> arguments_;
     std::string bpf_dir_;
     std::string bpf_refusal_;
-    bool own_bpffs_ = false;
+    bpffs own_bpffs_;
     bool ended_by_us_ = false;
     std::unique_ptr<child_process> child_;
 };
