@@ -340,11 +340,12 @@ TEST_CASE("a guest whose daemon is dead waits, and is served by the next one", "
 TEST_CASE("a disk of an earlier daemon is served by nobody, and only force ends it under a guest",
           "[.vdpa][crash]") {
     vdpa_disk setup;
-    // Known to the running daemon alone.
+    // Known to the running daemon alone: not kept for its successor.
     const json extent = {{"target", setup.storage.target_of("t")},
                          {"offset", setup.storage.part("t").offset + disk_bytes},
                          {"length", disk_bytes}};
-    const json late = disk_add({{"name", "late"}, {"extents", json::array({extent})}});
+    const json late = disk_add(
+        {{"name", "late"}, {"extents", json::array({extent})}, {"transient", true}});
     setup.daemon.control().result(late);
     test_guest guest(setup.daemon.device("late"));
     const std::vector<std::byte> data = write_noise(guest.driver, 64 << 10);

@@ -355,6 +355,18 @@ void vdpa_server::close(std::function<void()> done) {
         when_idle_.push_back([this, done] { close(done); });
         return;
     }
+    // A claim has taken the queues from the kernel lane. One that is as new as that has to be
+    // looked at once, for only with the lease can they be given back.
+    if (!leased_ && watching_)
+        look();
+    finish(std::move(done));
+}
+
+void vdpa_server::finish(std::function<void()> done) {
+    if (busy_) {
+        when_idle_.push_back([this, done] { finish(done); });
+        return;
+    }
     unwatch();
     stop_then(all_rings(), [this, done] {
         leave_to_kernel();
@@ -373,7 +385,7 @@ void vdpa_server::remove(bool force, std::function<void(result<void>)> done) {
     }
     auto gone = disk_.remove(false);
     if (gone && *gone)
-        return close([done = std::move(done)] { done({}); });
+        return finish([done = std::move(done)] { done({}); });
     if (gone && !force)
         return done(error{"disk " + name_ + ": a VMM has " + address() +
                           " open; detach it there first, or remove the disk with --force"});

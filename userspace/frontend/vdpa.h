@@ -74,6 +74,7 @@ class vdpa_server : public frontend {
 
     result<void> claim(kmod_control& module);
     void unwatch();
+    void finish(std::function<void()> done);
     void look();
     void ended(const std::string& why);
     void acquire();
