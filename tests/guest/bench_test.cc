@@ -114,7 +114,7 @@ TEST_CASE("bench writes nothing unless it is told twice", "[bench]") {
     CHECK(ops.at("write").at("count") == 0);
 }
 
-TEST_CASE("bench prints a table for people", "[bench]") {
+TEST_CASE("bench prints a table for people", "[operator]") {
     test_daemon daemon(one_null_disk());
     command_result done = bench(daemon.device("d"), {"--queues", "2"});
     CHECK(done.status == 0);
@@ -133,7 +133,7 @@ TEST_CASE("bench fails when a request does", "[bench]") {
     CHECK_THAT(done.err, ContainsSubstring("requests ended with an error"));
 }
 
-TEST_CASE("bench's refusals name the device and the reason", "[bench]") {
+TEST_CASE("bench's refusals name the device and the reason", "[operator]") {
     test_storage storage;
     storage.add_file("plain", 4096);
     test_daemon daemon(one_null_disk());

@@ -222,7 +222,7 @@ TEST_CASE("disk add, list, resize and rm do what they say", "[cli]") {
 }
 
 TEST_CASE("the command's errors name the thing and the fix, with status 1; misuse has status 2",
-          "[cli]") {
+          "[operator]") {
     test_daemon daemon(null_target("n", "1G") + disk_on("d", "n"));
     cli vqlane{daemon};
     struct {

@@ -115,7 +115,7 @@ class on_terminal {
 
 } // namespace
 
-TEST_CASE("all parts tell their version, and the daemon's is the command's", "[cli]") {
+TEST_CASE("all parts tell their version, and the daemon's is the command's", "[operator]") {
     test_daemon daemon(one_disk());
     command_result version = vqlane(daemon, {"version"});
     REQUIRE(version.status == 0);
@@ -136,7 +136,7 @@ TEST_CASE("all parts tell their version, and the daemon's is the command's", "[c
     CHECK_THAT(nobody.at("vqlaned_error").get<std::string>(), ContainsSubstring("/nonexistent/s"));
 }
 
-TEST_CASE("a relative path is the caller's, not the daemon's", "[cli]") {
+TEST_CASE("a relative path is the caller's, not the daemon's", "[operator]") {
     test_daemon daemon(one_disk());
     temporary_directory folder("/dev/shm");
     make_file(folder / "disk.img", 1 << 20);
@@ -153,7 +153,7 @@ TEST_CASE("a relative path is the caller's, not the daemon's", "[cli]") {
     CHECK(vqlane(daemon, {"disk", "rm", "f"}).status == 0);
 }
 
-TEST_CASE("a wrong word is named with the nearest right one", "[cli]") {
+TEST_CASE("a wrong word is named with the nearest right one", "[operator]") {
     const std::pair<std::vector<std::string>, const char*> table[] = {
         {{"disk", "lst"}, "\"lst\" is no command of \"vqlane disk\"; did you mean \"list\"?"},
         {{"dsik", "list"}, "\"dsik\" is no command of \"vqlane\"; did you mean \"disk\"?"},
@@ -177,7 +177,8 @@ TEST_CASE("a wrong word is named with the nearest right one", "[cli]") {
                ContainsSubstring("1G (1073741824 bytes)"));
 }
 
-TEST_CASE("with --json errors have one shape, and what is watched is an object a line", "[cli]") {
+TEST_CASE("with --json errors have one shape, and what is watched is an object a line",
+          "[operator]") {
     test_daemon daemon(one_disk());
     for (const auto& [arguments, status] :
          {std::pair<std::vector<std::string>, int>{{"--json", "disk", "rm", "nosuch"}, 1},
@@ -205,7 +206,7 @@ TEST_CASE("with --json errors have one shape, and what is watched is an object a
     CHECK(lines >= 2);
 }
 
-TEST_CASE("a stopped daemon is told so, with the way to have it go on", "[cli]") {
+TEST_CASE("a stopped daemon is told so, with the way to have it go on", "[operator]") {
     test_daemon daemon(one_disk());
     REQUIRE(::kill(daemon.pid(), SIGSTOP) == 0);
     const auto start = std::chrono::steady_clock::now();
@@ -220,7 +221,7 @@ TEST_CASE("a stopped daemon is told so, with the way to have it go on", "[cli]")
     CHECK(vqlane(daemon, {"disk", "list"}).status == 0);
 }
 
-TEST_CASE("top draws a screen that keys steer, and gives the terminal back", "[cli]") {
+TEST_CASE("top draws a screen that keys steer, and gives the terminal back", "[operator]") {
     vhost_user_only only("its subject is the operator's terminal");
     std::string config = null_target("n", "4G");
     for (int i = 10; i < 40; i++)

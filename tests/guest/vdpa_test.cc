@@ -344,8 +344,8 @@ TEST_CASE("a disk of an earlier daemon is served by nobody, and only force ends 
     const json extent = {{"target", setup.storage.target_of("t")},
                          {"offset", setup.storage.part("t").offset + disk_bytes},
                          {"length", disk_bytes}};
-    const json late = disk_add(
-        {{"name", "late"}, {"extents", json::array({extent})}, {"transient", true}});
+    const json late =
+        disk_add({{"name", "late"}, {"extents", json::array({extent})}, {"transient", true}});
     setup.daemon.control().result(late);
     test_guest guest(setup.daemon.device("late"));
     const std::vector<std::byte> data = write_noise(guest.driver, 64 << 10);
