@@ -45,7 +45,7 @@ enum {
 
 	/* Daemon. */
 	VQL_MAX_DISKS = 1024,
-	VQL_DISK_NAME_BYTES = 32, /* with the zero behind it */
+	VQL_DISK_NAME_BYTES = 64, /* with the zero behind it */
 	VQL_MAX_POLLERS = 64,
 	VQL_MAX_CONTROLLERS = 32, /* NVMe controllers of one daemon */
 	/* Requests taken from one queue before the next queue has its turn. */

@@ -13,7 +13,7 @@
  * Of the layout of all pinned maps and their values, which outlive the daemon that made them: add one
  * with every change of one, and daemons of different versions do not take over from each other.
  */
-#define VQL_MAPS_VERSION 1
+#define VQL_MAPS_VERSION 2
 
 /*
  * The value of map disks. The daemon writes it, before the disk's slot in map tables is filled and after
@@ -21,11 +21,12 @@
  * here second has a table and its chunk size, never one's table and another's size.
  */
 struct vql_disk_entry {
-	char name[VQL_DISK_NAME_BYTES]; /* name[0] == 0: the slot is free */
-	__u32 version;                  /* VQL_MAPS_VERSION, of free slots as well */
+	__u32 version; /* VQL_MAPS_VERSION, of free slots as well */
 	__u32 chunk_shift;
-	__u64 reserved[3];
+	__u64 reserved[7];
+	char name[VQL_DISK_NAME_BYTES]; /* name[0] == 0: the slot is free */
 };
-VQL_STATIC_ASSERT(sizeof(struct vql_disk_entry) == 64, "one cache line");
+VQL_STATIC_ASSERT(sizeof(struct vql_disk_entry) == 128,
+		  "what each request needs in one cache line");
 
 #endif

@@ -45,11 +45,11 @@ bool read_name(const spot& at, std::string& out) {
 
     if (!read_string(at, out))
         return false;
-    if (out.empty() || out.size() > 31 || out.find_first_not_of(allowed) != out.npos ||
-        out == "." || out == "..")
+    if (out.empty() || out.size() >= VQL_DISK_NAME_BYTES ||
+        out.find_first_not_of(allowed) != out.npos || out == "." || out == "..")
         return at.wrong(
             at.shown() +
-            " is not a name, expected 1 to 31 of A-Z a-z 0-9 _ . - (not \".\", \"..\")");
+            " is not a name, expected 1 to 63 of A-Z a-z 0-9 _ . - (not \".\", \"..\")");
     return true;
 }
 

@@ -46,7 +46,7 @@ struct extent_config {
 };
 
 struct disk_config {
-    std::string name; // [A-Za-z0-9_.-]{1,31}, not "." or "..", nor "tables" (see BPF_DIR)
+    std::string name; // [A-Za-z0-9_.-]{1,63}, not "." or "..", nor "tables" (see BPF_DIR)
     // At least one; "target = T" is one extent of offset 0, length 0, and so is "file = F".
     std::vector<extent_config> extents;
     uint64_t bytes = 0;       // 0: the sum of the extents

@@ -21,9 +21,9 @@
 #include <linux/types.h>
 
 /* Changes when an old daemon could misread a new module, or the reverse. */
-#define VQL_ABI_VERSION 2
+#define VQL_ABI_VERSION 3
 
-#define VQL_NAME_BYTES 32   /* disk names: 1…31 of [A-Za-z0-9_.-], zero-padded */
+#define VQL_NAME_BYTES 64   /* disk names: 1…63 of [A-Za-z0-9_.-], zero-padded */
 #define VQL_CONFIG_BYTES 64 /* room for struct virtio_blk_config (virtio 1.3 §5.2.4) */
 #define VQL_SERIAL_BYTES 20
 #define VQL_MODEL_BYTES 40
@@ -114,7 +114,7 @@ struct vql_disk_next {
 	__u32 size;
 	__u32 claimed;
 	char name[VQL_NAME_BYTES];
-	char vdpa[64];
+	char vdpa[72];
 };
 
 /**
