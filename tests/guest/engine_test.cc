@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // What is particular to the kinds of targets: block devices, pinned memory, storage that fails.
 #include "e2e.h"
+#include "loop_device.h"
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
-#include <unistd.h>
 
 namespace vql::guest {
 namespace {
@@ -12,32 +12,6 @@ namespace {
 using Catch::Matchers::ContainsSubstring;
 
 constexpr uint64_t disk_bytes = 32 << 20;
-
-// A loop device over a file; path() is empty, and refusal() says why, where none can be had.
-class loop_device {
-  public:
-    explicit loop_device(const std::string& file) {
-        command_result made = run_command({"losetup", "--find", "--show", "--direct-io=on", file});
-        if (made.status != 0 || access(first_line(made.out).c_str(), R_OK | W_OK) != 0)
-            refusal_ = "no loop device: " + made.err;
-        if (made.status == 0)
-            path_ = first_line(made.out);
-    }
-    loop_device(const loop_device&) = delete;
-    loop_device& operator=(const loop_device&) = delete;
-    ~loop_device() {
-        if (!path_.empty())
-            run_command({"losetup", "--detach", path_});
-    }
-    const std::string& path() const { return path_; }
-    const std::string& refusal() const { return refusal_; }
-
-  private:
-    static std::string first_line(const std::string& text) {
-        return text.substr(0, text.find('\n'));
-    }
-    std::string path_, refusal_;
-};
 
 } // namespace
 

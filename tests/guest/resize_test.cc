@@ -4,6 +4,7 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
+#include <filesystem>
 
 namespace vql::guest {
 
@@ -105,6 +106,54 @@ TEST_CASE("a resize that cannot be done is refused with the reason, and changes 
     std::vector<std::byte> block(4096);
     CHECK(guest.driver.read(32 * mib / sector_bytes, block).status == blk_ioerr);
     CHECK(guest.driver.read(0, block).status == blk_ok);
+}
+
+TEST_CASE("a resize that is refused leaves the file as it was", "[resize]") {
+    vhost_user_only skip("its subject is a file, and any front end will do");
+    temporary_directory files;
+    const std::string file = files / "image", fixed = files / "fixed";
+    make_file(file, 64 * mib);
+    make_file(fixed, 64 * mib);
+    const std::string config = file_target("t", file) + file_target("u", fixed) +
+                               disk_on("d", "t", "chunk_size = \"64K\"\n") +
+                               disk_on("r", "u", "read_only = true\n");
+    test_daemon daemon(config);
+    control_client control = daemon.control();
+    const std::pair<const char*, uint64_t> refused[] = {
+        {"d", uint64_t{2} << 40}, // more chunks than a table has
+        {"d", 32 * mib},          {"d", 64 * mib + 1},
+        {"d", uint64_t{1} << 62}, // more than the file system has
+        {"d", ~uint64_t{511}},    {"r", 128 * mib},
+    };
+    for (const auto& [disk, bytes] : refused) {
+        INFO(disk << " " << bytes);
+        CHECK_THAT(control.error(resize(disk, bytes)), ContainsSubstring(disk));
+        CHECK(std::filesystem::file_size(file) == 64 * mib);
+        CHECK(std::filesystem::file_size(fixed) == 64 * mib);
+        CHECK(listed_size(control, disk) == 64 * mib);
+    }
+    // Nor does a disk that is refused.
+    for (nlohmann::json add :
+         {nlohmann::json{{"size", 128 * mib}}, nlohmann::json{{"chunk_size", 512}},
+          nlohmann::json{{"extents", {{{"target", "t"}, {"offset", 64 * mib}}}}},
+          nlohmann::json{{"serial", "d"}}, nlohmann::json{{"socket", "/nonexistent/folder/s"}}}) {
+        const std::string other = files / "other";
+        make_file(other, 64 * mib);
+        add["op"] = "disk_add";
+        add["name"] = "e";
+        if (!add.contains("extents"))
+            add["file"] = other;
+        INFO(add.dump());
+        control.error(add);
+        CHECK(std::filesystem::file_size(other) == 64 * mib);
+        CHECK(std::filesystem::file_size(file) == 64 * mib);
+    }
+    control.result(resize("d", 96 * mib));
+    CHECK(std::filesystem::file_size(file) == 96 * mib);
+    daemon.terminate();
+    daemon.start();
+    control_client again = daemon.control();
+    CHECK(listed_size(again, "d") == 96 * mib);
 }
 
 TEST_CASE("a disk of extents grows as far as they reach", "[resize]") {

@@ -194,10 +194,11 @@ TEST_CASE("a syntax error names line and column", "[config]") {
 }
 
 TEST_CASE("an unknown key is named with those that are known", "[config]") {
-    const std::string known = " (known: name, target, file, extents, size, chunk_size, read_only, "
-                              "discard, "
-                              "queues, queue_size, frontend, lane, socket, socket_mode, "
-                              "socket_user, socket_group)";
+    const std::string known =
+        " (known: name, target, file, format, extents, size, chunk_size, read_only, serial, "
+        "discard, "
+        "queues, queue_size, frontend, lane, socket, socket_mode, "
+        "socket_user, socket_group)";
     check_refused({
         {"[demon]\n", "FILE:1: demon: unknown key (known: daemon, target, disk)"},
         {"\n[daemon]\npollrs = [1]\n", "FILE:3: daemon.pollrs: unknown key (known: run_dir, "
@@ -205,7 +206,7 @@ TEST_CASE("an unknown key is named with those that are known", "[config]") {
                                        "register_memory, allow_untranslated_dma, promote_iops, "
                                        "demote_iops, log_level)"},
         {"[[target]]\nname = \"t\"\ntype = \"null\"\nsize = 512\nfile = \"x\"\n",
-         "FILE:5: target[0].file: unknown key (known: name, type, path, size, device, "
+         "FILE:5: target[0].file: unknown key (known: name, type, path, format, size, device, "
          "namespace)"},
         {disk("target = \"t\"\nqueue = 1"), "FILE:8: disk[0].queue: unknown key" + known},
         {disk("extents = [\n{ target = \"t\" },\n{ target = \"t\", len = 1 },\n]"),

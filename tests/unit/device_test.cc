@@ -2,9 +2,9 @@
 // vqlane device on a machine made of files, with a thread for the kernel's part. What only a real
 // kernel shows (exclusive opens above all) is tests/vm/cases/device.
 #include "base/fd.h"
+#include "base/signature.h"
 #include "cli/device_bind.h"
 #include "cli/device_boot.h"
-#include "cli/signature.h"
 
 #include <algorithm>
 #include <atomic>
@@ -324,6 +324,52 @@ TEST_CASE("signatures are found where their formats have them, and not elsewhere
         std::rotate(head.begin(), head.begin() + 1, head.end());
         CHECK(!vql::signature_of(head).name);
     }
+}
+
+TEST_CASE("formats and pools are told by both ends of a device", "[device]") {
+    constexpr uint64_t bytes = (1 << 20) + 5 * 512; // not a round number of anything
+    struct {
+        uint64_t offset;
+        std::string magic;
+        const char* image;
+        const char* member;
+    } const cases[] = {
+        {0, "QFI\xfb", "a qcow2 image", nullptr},
+        {0x40, "\x7f\x10\xda\xbe", "a VDI image", nullptr},
+        {bytes - 512, "conectix", "a VHD image", nullptr},
+        {0x218, "LVM2 001", nullptr, "an LVM physical volume"},
+        {0, "SPDKBLOB", nullptr, "an SPDK blobstore"},
+        {0, "bluestore block device\n", nullptr, "a Ceph OSD"},
+        {(1 << 20) - 65536, "\xfc\x4e\x2b\xa9", nullptr, "a member of an md array"},    // 0.90
+        {(1 << 20) - 16 * 512, "\xfc\x4e\x2b\xa9", nullptr, "a member of an md array"}, // 1.0
+        {(1 << 20) - 4096 + 60, "\x83\x74\x02\x6b", nullptr, "a DRBD device"},
+        {1080, "\x53\xef", nullptr, nullptr}, // a guest's
+        {510, "\x55\xaa", nullptr, nullptr},
+        {0, "LUKS\xba\xbe", nullptr, nullptr},
+    };
+    const auto name = [](const vql::signature& s) { return std::string(s.name ? s.name : ""); };
+    for (const auto& c : cases) {
+        INFO(c.offset << " " << c.magic);
+        std::vector<uint8_t> all(bytes);
+        std::copy(c.magic.begin(), c.magic.end(), all.begin() + static_cast<long>(c.offset));
+        const std::span head(all.data(), vql::signature_bytes);
+        const std::span tail(all.end() - static_cast<long>(vql::signature_tail_bytes), all.end());
+        CHECK(name(vql::image_signature(head, tail)) == (c.image ? c.image : ""));
+        CHECK(name(vql::member_signature(head, tail, bytes)) == (c.member ? c.member : ""));
+        // Small ones, down to nothing.
+        for (size_t n : {0, 1, 512, 4096, 65536}) {
+            vql::image_signature({all.data(), n}, {all.data(), n});
+            vql::member_signature({all.data(), n}, {all.data(), n}, n);
+        }
+    }
+    // btrfs: of one device a file system as others, of several a part.
+    std::vector<uint8_t> head(vql::signature_bytes);
+    const std::string magic = "_BHRfS_M";
+    std::copy(magic.begin(), magic.end(), head.begin() + 0x10040);
+    head[0x10088] = 1;
+    CHECK(name(vql::member_signature(head, {}, head.size())).empty());
+    head[0x10088] = 2;
+    CHECK(!name(vql::member_signature(head, {}, head.size())).empty());
 }
 
 TEST_CASE("a drive is named by address, block device or controller", "[device]") {

@@ -12,11 +12,15 @@ namespace vql {
 peer peer_of(int socket) {
     ucred credentials{};
     socklen_t size = sizeof(credentials);
-    peer p;
     if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &size) < 0 ||
         credentials.pid <= 0)
-        return p;
-    p.pid = credentials.pid;
+        return {};
+    return process_of(credentials.pid);
+}
+
+peer process_of(pid_t pid) {
+    peer p;
+    p.pid = pid;
     // Reading it waits for nothing that the process does (its memory map would).
     const std::string path = "/proc/" + std::to_string(p.pid) + "/comm";
     const unique_fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Who is at the other end of a Unix socket: for the log and the operator.
+// Who another process is, as one at the other end of a Unix socket: for the log and the operator.
 #pragma once
 
 #include <string>
@@ -17,5 +17,6 @@ struct peer {
 
 // The process that connected to @socket, or made it (SO_PEERCRED). It may have handed it on.
 peer peer_of(int socket);
+peer process_of(pid_t pid);
 
 } // namespace vql

@@ -2,8 +2,8 @@
 #include "cli/device.h"
 
 #include "base/kmod.h"
+#include "base/signature.h"
 #include "cli/device_boot.h"
-#include "cli/signature.h"
 #include "cli/table.h"
 
 #include <algorithm>

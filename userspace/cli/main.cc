@@ -133,6 +133,8 @@ void define_disk_add(CLI::App& command, json& request) {
             "a piece of a target, TARGET:OFFSET:LENGTH; may be given many times")
         ->allow_extra_args(false);
     storage.require_option(1);
+    text(command, "--format", "format",
+         "raw: its bytes are the disk's, even if they look like an image of another format");
     size("--size", "size", "size, if not all of that; bytes or with K, M, G, T");
     size("--chunk-size", "chunk_size", "a power of two, 64K to 1G; default: the largest that fits");
     integer("--queues", "queues", "virtqueues, 1 to 64; default 1");
@@ -143,6 +145,8 @@ void define_disk_add(CLI::App& command, json& request) {
     command.add_flag_callback(
         "--no-discard", [&request] { request["discard"] = false; },
         "never give its storage's space back: for thick images");
+    text(command, "--serial", "serial",
+         "what its guest knows it by, up to 20 characters; default: its name, if that is as short");
     text(command, "--frontend", "frontend", "vhost-user or vdpa; default vhost-user");
     text(command, "--lane", "lane",
          "vdpa: auto, poll (pollers serve it) or kernel (the module does); default auto");

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <bit>
 #include <climits>
+#include <cstdio>
 #include <string_view>
 #include <sys/un.h>
 
@@ -50,6 +51,18 @@ bool read_name(const spot& at, std::string& out) {
         return at.wrong(
             at.shown() +
             " is not a name, expected 1 to 63 of A-Z a-z 0-9 _ . - (not \".\", \"..\")");
+    return true;
+}
+
+// What the guest's system may make a file name or a word of.
+bool read_serial(const spot& at, std::string& out) {
+    if (!read_string(at, out))
+        return false;
+    if (out.empty() || out.size() > VQL_ID_BYTES ||
+        std::any_of(out.begin(), out.end(), [](char c) { return c <= ' ' || c > '~' || c == '/'; }))
+        return at.wrong(at.shown() + " is not a serial number, expected 1 to " +
+                        std::to_string(VQL_ID_BYTES) +
+                        " printable ASCII characters without blanks and /");
     return true;
 }
 
@@ -122,6 +135,7 @@ constexpr word<target_type> type_words[] = {
     {"uring", target_type::uring}, {"null", target_type::null}, {"nvme", target_type::nvme}};
 constexpr word<frontend_type> frontend_words[] = {{"vhost-user", frontend_type::vhost_user},
                                                   {"vdpa", frontend_type::vdpa}};
+constexpr word<bool> format_words[] = {{"raw", true}};
 constexpr word<lane_mode> lane_words[] = {
     {"auto", lane_mode::automatic}, {"poll", lane_mode::poll}, {"kernel", lane_mode::kernel}};
 
@@ -187,6 +201,7 @@ constexpr field<target_config> target_fields[] = {
      true},
     {"path",
      [](const spot& at, target_config& t) { return read_path(at, max_path_bytes, t.path); }},
+    {"format", [](const spot& at, target_config& t) { return read_word(at, format_words, t.raw); }},
     {"size", [](const spot& at, target_config& t) { return read_size(at, false, t.bytes); }},
     {"device", [](const spot& at, target_config& t) { return read_pci_address(at, t.device); }},
     {"namespace",
@@ -223,11 +238,13 @@ constexpr field<disk_config> disk_fields[] = {
     {"name", [](const spot& at, disk_config& d) { return read_name(at, d.name); }, true},
     {"target", read_whole_target},
     {"file", read_whole_file},
+    {"format", [](const spot& at, disk_config& d) { return read_word(at, format_words, d.raw); }},
     {"extents", read_extents},
     {"size", [](const spot& at, disk_config& d) { return read_size(at, false, d.bytes); }},
     {"chunk_size",
      [](const spot& at, disk_config& d) { return read_chunk_size(at, d.chunk_bytes); }},
     {"read_only", [](const spot& at, disk_config& d) { return read_bool(at, d.read_only); }},
+    {"serial", [](const spot& at, disk_config& d) { return read_serial(at, d.serial); }},
     {"discard", [](const spot& at, disk_config& d) { return read_bool(at, d.discard); }},
     {"queues",
      [](const spot& at, disk_config& d) { return read_range(at, 1, VQL_MAX_QUEUES, d.queues); }},
@@ -262,11 +279,11 @@ bool check_target(const spot& at, const target_config& t) {
     };
     const rule r = t.type == target_type::null   ? rule{"null", "size", nullptr}
                    : t.type == target_type::nvme ? rule{"nvme", "device", "namespace"}
-                                                 : rule{"uring", "path", nullptr};
+                                                 : rule{"uring", "path", "format"};
     if (!at.good("type"))
         return false;
     bool good = true;
-    for (const char* key : {"path", "size", "device", "namespace"}) {
+    for (const char* key : {"path", "format", "size", "device", "namespace"}) {
         const std::string_view k = key;
         if (at.has(key) && k != r.needed && (!r.allowed || k != r.allowed))
             good = at.wrong(key, std::string("not for a ") + r.type + " target, which needs " +
@@ -316,6 +333,8 @@ bool check_storage(const spot& at, const disk_config& d) {
     }
     if (first.empty())
         return at.wrong("expected target, file or extents");
+    if (at.has("format") && first != "file")
+        return at.wrong("format", "goes with file; of other targets their [[target]] says it");
     return !at.good("extents") || check_extents(at, d);
 }
 
@@ -405,9 +424,25 @@ bool made_for_disk(const std::string& target_name) {
 void add_named_targets(const disk_config& d, std::vector<target_config>& all) {
     for (const extent_config& e : d.extents) {
         auto named = target_named(e.target);
-        if (named && std::none_of(all.begin(), all.end(),
+        if (!named || std::any_of(all.begin(), all.end(),
                                   [&](const target_config& t) { return t.name == e.target; }))
-            all.push_back(std::move(*named));
+            continue;
+        named->raw = d.raw;
+        named->read_only = d.read_only && named->type == target_type::uring;
+        all.push_back(std::move(*named));
+    }
+}
+
+void decide_access(config& c) {
+    for (target_config& t : c.targets) {
+        const auto on_it = [&](const disk_config& d) {
+            return std::any_of(d.extents.begin(), d.extents.end(),
+                               [&](const extent_config& e) { return e.target == t.name; });
+        };
+        t.read_only = t.type == target_type::uring &&
+                      std::any_of(c.disks.begin(), c.disks.end(), on_it) &&
+                      std::none_of(c.disks.begin(), c.disks.end(),
+                                   [&](const disk_config& d) { return !d.read_only && on_it(d); });
     }
 }
 
@@ -428,6 +463,21 @@ result<disk_config> parse_disk(const json& request, std::vector<target_config>& 
         return found.joined();
     add_named_targets(disk, own_targets);
     return disk;
+}
+
+std::string disk_serial(const disk_config& disk) {
+    const std::string& name = disk.name;
+    if (!disk.serial.empty())
+        return disk.serial;
+    if (name.size() <= VQL_ID_BYTES)
+        return name;
+    uint64_t hash = 0xcbf29ce484222325; // FNV-1a
+    for (const char c : name)
+        hash = (hash ^ uint8_t(c)) * 0x100000001b3;
+    char digits[17];
+    std::snprintf(digits, sizeof(digits), "%016llx", static_cast<unsigned long long>(hash));
+    constexpr size_t hashed = 10;
+    return name.substr(0, VQL_ID_BYTES - 1 - hashed) + "-" + std::string(digits, hashed);
 }
 
 result<std::string> disk_socket(const std::string& run_dir, const disk_config& disk) {

@@ -27,8 +27,10 @@ enum class memory_registration { automatic, always, never };
 struct target_config {
     std::string name;
     target_type type = target_type::uring;
-    std::string path;   // uring: a regular file or a block device
-    uint64_t bytes = 0; // null: its size
+    std::string path;       // uring: a regular file or a block device
+    bool raw = false;       // uring: format = "raw", whatever its bytes look like
+    bool read_only = false; // uring: all disks on it are; see decide_access()
+    uint64_t bytes = 0;     // null: its size
     // A regular file, or null, is made so large when it is opened: a resize that was promised.
     uint64_t at_least = 0;
     std::string device; // nvme: PCI address of a controller bound to the module, "0000:01:00.0"
@@ -52,6 +54,8 @@ struct disk_config {
     uint64_t bytes = 0;       // 0: the sum of the extents
     uint64_t chunk_bytes = 0; // 0: the largest that fits
     bool read_only = false;
+    std::string serial;         // 1 to VQL_ID_BYTES characters; empty: see disk_serial()
+    bool raw = false;           // format = "raw", of the file that it names
     bool discard = true;        // false: no space is given back, by discard or by write zeroes
     uint32_t queues = 1;        // 1…VQL_MAX_QUEUES
     uint32_t queue_size = 1024; // the largest ring a guest may use; power of two
@@ -119,6 +123,13 @@ std::optional<target_config> target_named(const std::string& name);
 bool made_for_disk(const std::string& target_name);
 // The targets of @d that are named by what they are, added to @all where they are not in there.
 void add_named_targets(const disk_config& d, std::vector<target_config>& all);
+
+// A target is opened for reading only if every disk on it is read-only, and there is one.
+void decide_access(config& c);
+
+// By what its guest knows @disk (virtio 1.3 §5.2.6, GET_ID): its own serial or, by default, its
+// name; of one that is too long, the beginning and a hash of all of it.
+std::string disk_serial(const disk_config& disk);
 
 // Where @disk listens: its own socket or RUN_DIR/NAME.sock. An error when that is too long for a
 // socket address, or the control socket's.

@@ -141,6 +141,9 @@ class references {
         // Two of one name would have one socket, too.
         if (!at.good("name") || disks_.add(at["name"], d.name, "\"" + d.name + "\""))
             check_socket(at, d);
+        if (at.good("name") && (!at.has("serial") || at.good("serial")))
+            serials_.add(at[at.has("serial") ? "serial" : "name"], disk_serial(d),
+                         "serial number \"" + disk_serial(d) + "\"");
         // The parts of one that is wrong, or at unknown targets, are compared with no others.
         for (const char* key : {"target", "file", "extents"})
             if (at.has(key) && !at.good(key))
@@ -174,7 +177,7 @@ class references {
     }
 
     const config_text& text_;
-    once targets_, same_, disks_, sockets_;
+    once targets_, same_, disks_, sockets_, serials_;
     claims claims_;
     std::vector<std::string> names_;
 };
@@ -283,6 +286,7 @@ void load_config(const std::string& path, const nlohmann::json& flags, config_te
     references(out).check();
     for (const disk_config& d : out.settings.disks)
         add_named_targets(d, out.settings.targets);
+    decide_access(out.settings);
 }
 
 } // namespace vql

@@ -292,6 +292,7 @@ json control_socket::describe(const disk_entry& e) const {
             {"state", phase_name(e.now)},
             {"problem", server_.problem(e)},
             {"slot", d ? json(d->slot()) : json()},
+            {"serial", disk_serial(e.settings)},
             {"frontend", vdpa ? "vdpa" : "vhost-user"},
             {vdpa ? "device" : "socket", d ? d->address() : e.socket},
             {"size", d ? d->layout().bytes : e.settings.bytes},

@@ -31,7 +31,7 @@ result<void> disk::set_up() {
     if (auto ok = services_.targets.add_claims(v->parts); !ok)
         return ok;
     volume_ = std::move(*v);
-    geometry_.id = config_.name;
+    geometry_.id = disk_serial(config_);
     geometry_.sectors = volume_.bytes >> VQL_SECTOR_SHIFT;
     geometry_.block_bytes = volume_.block_bytes;
     geometry_.read_only = config_.read_only;
@@ -402,21 +402,26 @@ bool disk::has_whole_target() const {
            !config_.extents[0].length;
 }
 
-result<volume> disk::grown_volume(uint64_t bytes) {
+// What the disk needs to have @bytes, with nothing changed yet. @grown: its target will have at
+// least so many.
+result<std::shared_ptr<disk::growth>> disk::plan_growth(uint64_t bytes, uint64_t grown) {
+    if (bytes < volume_.bytes) // by another resize, while this one waited for storage
+        return error{"disk " + config_.name + " was resized to " + std::to_string(volume_.bytes) +
+                     " bytes meanwhile; try again"};
     disk_config c = config_;
     c.bytes = bytes;
     c.chunk_bytes = 1ull << volume_.chunk_shift; // the table's words keep their meaning
-    auto v = plan_volume(c, services_.targets);
+    auto v = plan_volume(c, services_.targets, grown);
     if (!v)
-        return v;
-    services_.targets.remove_claims(c.name);
-    if (auto ok = services_.targets.add_claims(v->parts); !ok) {
-        [[maybe_unused]] auto back = services_.targets.add_claims(volume_.parts);
-        return ok.failure();
-    }
-    return v;
+        return v.failure();
+    auto extents = services_.maps.make_extents(*slot_, v->chunks(), v->chunk_shift);
+    if (!extents)
+        return extents.failure();
+    return std::make_shared<growth>(growth{volume_.bytes, std::move(*v), std::move(*extents)});
 }
 
+// Targets are looked at, then all is planned, and a file grows last: what is refused has changed
+// nothing.
 void disk::resize(uint64_t bytes, std::function<void(result<void>)> done) {
     if (bytes < volume_.bytes)
         return done(error{"disk " + config_.name + ": cannot shrink from " +
@@ -425,43 +430,50 @@ void disk::resize(uint64_t bytes, std::function<void(result<void>)> done) {
     if (bytes % volume_.block_bytes)
         return done(error{"disk " + config_.name + ": size is not a multiple of its blocks of " +
                           std::to_string(volume_.block_bytes) + " bytes"});
-    // Before a file grows for nothing.
-    if (auto ok = check_chunks(config_.name, bytes, volume_.chunk_shift); !ok)
-        return done(std::move(ok));
-    if (!has_whole_target())
-        return resize_to(bytes, std::move(done));
+    if (!has_whole_target()) {
+        auto planned = plan_growth(bytes, 0);
+        return planned ? grow(*planned, std::move(done)) : done(planned.failure());
+    }
+    grow_target_to(0, [this, bytes, done = std::move(done)](result<void> looked) {
+        if (!looked)
+            return done(std::move(looked));
+        auto planned = plan_growth(bytes, can_grow(*volume_.targets[0]) ? bytes : 0);
+        if (!planned)
+            return done(planned.failure());
+        grow_target_to(bytes, [this, planned = *planned, done](result<void> grown) {
+            grown ? grow(planned, done) : done(std::move(grown));
+        });
+    });
+}
+
+// Have the disk's one target looked at and, if it has fewer bytes and can, grown. @done with an
+// error also when the disk has ended meanwhile: then nothing of it is to be used.
+void disk::grow_target_to(uint64_t bytes, std::function<void(result<void>)> done) {
     services_.keeper.grow(*volume_.targets[0], bytes,
-                          [this, bytes, name = config_.name, alive = std::weak_ptr(alive_),
+                          [name = config_.name, alive = std::weak_ptr(alive_),
                            done = std::move(done)](result<uint64_t> usable) {
                               if (alive.expired())
                                   return done(error{"disk " + name + " was removed meanwhile"});
                               if (!usable)
                                   return done(error{"disk " + name + ": " + usable.failure().text});
-                              resize_to(bytes, done);
+                              done({});
                           });
 }
 
-// The targets are large enough, or will not get larger.
-void disk::resize_to(uint64_t bytes, std::function<void(result<void>)> done) {
-    if (bytes < volume_.bytes) // grown further, while this one waited for storage
-        return done(error{"disk " + config_.name + " was resized to " +
-                          std::to_string(volume_.bytes) + " bytes meanwhile; try again"});
-    auto v = grown_volume(bytes);
-    if (!v)
-        return done(v.failure());
-    auto extents = services_.maps.make_extents(*slot_, v->chunks(), v->chunk_shift);
-    if (!extents)
-        return done(extents.failure());
-    // The queues stand still while table and capacity change under them.
-    auto held_volume = std::make_shared<volume>(std::move(*v));
-    auto held_extents = std::make_shared<shared_array>(std::move(*extents));
-    server_->geometry_changes([this, held_volume, held_extents, bytes, was = volume_.bytes, done] {
-        if (volume_.bytes != was) // by another resize, which asked first
+// The queues stand still while table and capacity change under them.
+void disk::grow(const std::shared_ptr<growth>& to, std::function<void(result<void>)> done) {
+    services_.targets.remove_claims(config_.name);
+    if (auto ok = services_.targets.add_claims(to->planned.parts); !ok) {
+        [[maybe_unused]] auto back = services_.targets.add_claims(volume_.parts);
+        return done(std::move(ok));
+    }
+    server_->geometry_changes([this, to, done = std::move(done)] {
+        if (volume_.bytes != to->was) // by another resize, which asked first
             return done(error{"disk " + config_.name + " was resized to " +
                               std::to_string(volume_.bytes) + " bytes meanwhile; try again"});
-        std::swap(extents_, *held_extents);
-        config_.bytes = bytes;
-        done(apply_volume(std::move(*held_volume)));
+        std::swap(extents_, to->extents);
+        config_.bytes = to->planned.bytes;
+        done(apply_volume(std::move(to->planned)));
     });
 }
 

@@ -114,8 +114,14 @@ class disk : public queue_host {
     result<void> set_up();
     result<void> open_frontend();
     bool has_whole_target() const;
-    result<volume> grown_volume(uint64_t bytes);
-    void resize_to(uint64_t bytes, std::function<void(result<void>)> done);
+    struct growth {
+        uint64_t was; // bytes, when it was planned
+        volume planned;
+        shared_array extents;
+    };
+    result<std::shared_ptr<growth>> plan_growth(uint64_t bytes, uint64_t grown);
+    void grow_target_to(uint64_t bytes, std::function<void(result<void>)> done);
+    void grow(const std::shared_ptr<growth>& to, std::function<void(result<void>)> done);
     result<void> take_slot();
     result<void> apply_volume(volume v);
     size_t poller_index(uint32_t queue) const;

@@ -112,6 +112,7 @@ result<void> serve(const config_text& files, const config_source& from, bool str
     // Before any thread starts, so that all inherit it and the loop alone gets them.
     sigprocmask(SIG_BLOCK, &signals, nullptr);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); // a file that may not grow so far is an error (EFBIG)
 
     state_store state(loop, files.settings.state_dir);
     const auto c = with_notes(state, files.settings, strict);

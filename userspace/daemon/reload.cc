@@ -43,6 +43,7 @@ bool same_access(const disk_config& a, const disk_config& b) {
 
 bool same_target(target_config a, const target_config& b) {
     a.at_least = b.at_least;
+    a.read_only |= b.read_only; // one that can be written serves readers as well
     return a == b;
 }
 

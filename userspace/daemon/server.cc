@@ -64,7 +64,16 @@ result<void> server::start(bool strict) {
     controllers_ =
         std::make_unique<controller_set>(loop_, pollers_, config_.allow_untranslated_dma);
     targets_.set_controllers(controllers_.get());
-    keeper_ = std::make_unique<target_keeper>(loop_, targets_, *controllers_, pollers_);
+    // Of this daemon alone, which has its run directory locked.
+    std::string record = "served" + config_.run_dir;
+    std::replace(record.begin(), record.end(), '/', '-');
+    auto served = std::make_shared<raw_record>(config_.state_dir + "/" + record);
+    served->keep([this](const std::string& path) {
+        return std::any_of(config_.targets.begin(), config_.targets.end(),
+                           [&](const target_config& t) { return t.path == path; });
+    });
+    keeper_ = std::make_unique<target_keeper>(loop_, targets_, *controllers_, pollers_,
+                                              std::move(served));
     keeper_->on_change([this](const std::string& name) { target_changed(name); });
     services_ = std::make_unique<disk_services>(loop_, targets_, *keeper_, *maps_, *remap_,
                                                 pollers_, *controllers_, config_);

@@ -72,6 +72,11 @@ void server::add_disk(const disk_config& c, const std::vector<target_config>& ow
         return done(error{old->now == phase::closing
                               ? "disk " + c.name + " is still being removed: " + problem(*old)
                               : "disk " + c.name + " exists already"});
+    for (const auto& other : entries_)
+        if (other->now != phase::closing && disk_serial(other->settings) == disk_serial(c))
+            return done(error{"disk " + c.name + ": its serial number " + disk_serial(c) +
+                              " is that of disk " + other->settings.name +
+                              "; give it another (serial)"});
     auto e = std::make_unique<disk_entry>();
     if (c.frontend == frontend_type::vhost_user) {
         auto path = disk_socket(config_.run_dir, c);

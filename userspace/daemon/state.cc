@@ -185,6 +185,7 @@ void apply_notes(const disk_notes& notes, config& c, std::vector<std::string>& s
         if (target_config* t = whole_target(*d, c))
             t->at_least = std::max(t->at_least, note.resized);
     }
+    decide_access(c);
 }
 
 // ---- the store ----

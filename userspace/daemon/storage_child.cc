@@ -39,16 +39,19 @@ void run_child(const char* what, const std::string& argument, int fd) {
 }
 
 // What open_uring_target() does that storage has to answer, but for the locks.
-void open_and_look(const char* path) {
+void open_and_look(const char* path, bool read_only) {
     struct stat st {};
     if (stat(path, &st) < 0 || (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)))
         return;
-    unique_fd fd(open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK));
+    unique_fd fd;
+    if (!read_only)
+        fd.reset(open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK));
+    read_only = !fd;
     if (!fd)
         fd.reset(open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     if (!fd)
         return;
-    if (S_ISREG(st.st_mode)) // beyond the end, where a hole changes nothing
+    if (S_ISREG(st.st_mode) && !read_only) // beyond the end, where a hole changes nothing
         [[maybe_unused]]
         const int punched = fallocate(fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                       (st.st_size + 4095) & ~off_t(4095), 4096);
@@ -66,8 +69,8 @@ void grow(const char* bytes) {
 
 } // namespace
 
-void try_to_open(const std::string& path) {
-    run_child("open", path, -1);
+void try_to_open(const std::string& path, bool read_only) {
+    run_child(read_only ? "read" : "open", path, -1);
 }
 
 void try_to_grow(int fd, uint64_t bytes) {
@@ -78,7 +81,9 @@ std::optional<int> storage_child(int argc, char** argv) {
     if (argc != 4 || std::strcmp(argv[1], marker) != 0)
         return {};
     if (std::strcmp(argv[2], "open") == 0)
-        open_and_look(argv[3]);
+        open_and_look(argv[3], false);
+    else if (std::strcmp(argv[2], "read") == 0)
+        open_and_look(argv[3], true);
     else if (std::strcmp(argv[2], "grow") == 0)
         grow(argv[3]);
     return 0;

@@ -15,7 +15,7 @@ namespace vql {
 
 // Each returns when storage has answered, whatever it said: who calls it then does the same, and
 // learns the outcome. Without a child (none could be started) at once. For a worker's thread.
-void try_to_open(const std::string& path);
+void try_to_open(const std::string& path, bool read_only);
 // Makes the regular file of @fd @bytes long, if it is shorter.
 void try_to_grow(int fd, uint64_t bytes);
 

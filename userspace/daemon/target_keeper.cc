@@ -31,9 +31,9 @@ std::string for_seconds(std::chrono::steady_clock::time_point since) {
 }
 
 // With the size that it was promised, if a crash came between the promise and the growth.
-result<std::unique_ptr<target>> open_file(const target_config& c) {
-    try_to_open(c.path);
-    auto t = open_uring_target(c.name, c.path);
+result<std::unique_ptr<target>> open_file(const target_config& c, raw_record* served) {
+    try_to_open(c.path, c.read_only);
+    auto t = open_uring_target(c.name, c.path, {c.read_only, c.raw, served});
     if (!t || (*t)->block_device || (*t)->bytes >= c.at_least)
         return t;
     log_info("target " + c.name + ": made larger, as a command before this start had asked for");
@@ -129,7 +129,7 @@ void target_keeper::open(wanted_target& w) {
     }
     case target_type::uring:
         return w.worker_.run<std::unique_ptr<target>>(
-            [c] { return open_file(c); },
+            [c, served = served_] { return open_file(c, served.get()); },
             [this, &w](result<std::unique_ptr<target>> t) { opened(w, std::move(t)); });
     }
 }
@@ -214,11 +214,13 @@ void target_keeper::let_go(wanted_target& w, target& t) {
 void target_keeper::close(wanted_target& w, std::unique_ptr<target> t) {
     const bool nvme = t->kind == target_kind::nvme;
     const uint32_t controller = t->controller;
+    const std::string path = t->path;
     auto held = std::make_shared<std::unique_ptr<target>>(std::move(t));
     // Behind what was asked for before: that uses the file, or the controller.
     w.worker_.run<void>(
-        [held] {
+        [held, served = served_, path] {
             held->reset();
+            served->keep([&path](const std::string& other) { return other != path; });
             return result<void>();
         },
         [this, &w, held, nvme, controller](result<void> ok) {

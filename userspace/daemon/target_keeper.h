@@ -13,6 +13,7 @@
 #include "daemon/controllers.h"
 #include "daemon/poller.h"
 #include "daemon/targets.h"
+#include "engine/raw_record.h"
 
 #include <chrono>
 #include <cstdint>
@@ -63,8 +64,10 @@ class wanted_target {
 class target_keeper {
   public:
     target_keeper(event_loop& loop, target_set& targets, controller_set& controllers,
-                  const std::vector<std::unique_ptr<poller>>& pollers)
-        : loop_(loop), targets_(targets), controllers_(controllers), pollers_(pollers) {}
+                  const std::vector<std::unique_ptr<poller>>& pollers,
+                  std::shared_ptr<raw_record> served)
+        : loop_(loop), targets_(targets), controllers_(controllers), pollers_(pollers),
+          served_(std::move(served)) {}
 
     // Called when a target has become ready, or could not be opened; never from within want().
     void on_change(std::function<void(const std::string& name)> changed) {
@@ -107,6 +110,7 @@ class target_keeper {
     target_set& targets_;
     controller_set& controllers_;
     const std::vector<std::unique_ptr<poller>>& pollers_;
+    const std::shared_ptr<raw_record> served_; // with the workers, whose threads may outlive us
     std::function<void(const std::string&)> changed_;
     std::vector<entry> wanted_, closing_; // together at most VQL_MAX_TARGETS
 };

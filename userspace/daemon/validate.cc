@@ -148,8 +148,10 @@ class machine_check {
         seen->name = t.name;
         seen->path = t.path;
         seen->block_bytes = s.block_bytes;
-        seen->bytes = s.bytes & ~uint64_t(s.block_bytes - 1);
+        seen->bytes =
+            (s.block_device ? s.bytes : s.bytes + s.block_bytes - 1) & ~uint64_t(s.block_bytes - 1);
         seen->read_only = s.read_only;
+        seen->why_read_only = "can be opened for reading only";
         if (!seen->bytes)
             return void(at.pending(t.path + ": empty, a target needs at least one block"));
         found_[t.name] = std::move(seen);

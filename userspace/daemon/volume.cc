@@ -12,18 +12,20 @@ namespace {
 
 using finder = std::function<target*(const std::string& name)>;
 
-result<claim> plan_part(const disk_config& c, const extent_config& e, const finder& find) {
+result<claim> plan_part(const disk_config& c, const extent_config& e, const finder& find,
+                        uint64_t grown) {
     target* t = find(e.target);
     if (!t)
         return error{"disk " + c.name + ": target " + e.target + " does not exist"};
     if (t->read_only && !c.read_only)
-        return error{"disk " + c.name + ": " + t->path +
-                     " can be opened for reading only; set read_only = true for the disk"};
-    if (e.offset >= t->bytes || e.length > t->bytes - e.offset)
+        return error{"disk " + c.name + ": " + t->path + " " + t->why_read_only +
+                     "; set read_only = true for the disk"};
+    const uint64_t bytes = std::max(t->bytes, grown);
+    if (e.offset >= bytes || e.length > bytes - e.offset)
         return error{"disk " + c.name + ": an extent of " + std::to_string(e.length) +
                      " bytes at offset " + std::to_string(e.offset) + " ends beyond target " +
-                     t->name + " of " + std::to_string(t->bytes) + " bytes"};
-    return claim{t, e.offset, e.length ? e.length : t->bytes - e.offset, c.name, c.read_only};
+                     t->name + " of " + std::to_string(bytes) + " bytes"};
+    return claim{t, e.offset, e.length ? e.length : bytes - e.offset, c.name, c.read_only};
 }
 
 // The largest chunk that all offsets, and all lengths but the last, are multiples of.
@@ -54,16 +56,17 @@ result<uint32_t> choose_chunk_shift(const disk_config& c, const volume& v) {
 
 } // namespace
 
-result<volume> plan_volume(const disk_config& c, const target_set& targets) {
-    return plan_volume(c, [&](const std::string& name) { return targets.find(name); });
+result<volume> plan_volume(const disk_config& c, const target_set& targets, uint64_t grown) {
+    return plan_volume(
+        c, [&](const std::string& name) { return targets.find(name); }, grown);
 }
 
-result<volume> plan_volume(const disk_config& c, const finder& find) {
+result<volume> plan_volume(const disk_config& c, const finder& find, uint64_t grown) {
     volume v;
     uint64_t sum = 0;
     v.discard = c.discard;
     for (const extent_config& e : c.extents) {
-        auto part = plan_part(c, e, find);
+        auto part = plan_part(c, e, find, grown);
         if (!part)
             return part.failure();
         v.parts.push_back(*part);

@@ -27,10 +27,12 @@ struct volume {
 
 // Refused: unknown targets, parts beyond a target's end, offsets and lengths no chunk size fits, a
 // size beyond the sum of the parts, a writable disk on a read-only target.
-result<volume> plan_volume(const disk_config& c, const target_set& targets);
+// Targets have as many bytes as they say, but at least @grown, which one is to be grown to later.
+result<volume> plan_volume(const disk_config& c, const target_set& targets, uint64_t grown = 0);
 // The same over any targets: @find gives the one of a name, or null.
 result<volume> plan_volume(const disk_config& c,
-                           const std::function<target*(const std::string& name)>& find);
+                           const std::function<target*(const std::string& name)>& find,
+                           uint64_t grown = 0);
 
 // Is a table for @bytes in chunks of 2^@chunk_shift bytes one that we can have?
 result<void> check_chunks(const std::string& disk, uint64_t bytes, uint32_t chunk_shift);

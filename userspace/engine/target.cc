@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "engine/target.h"
 
-#include "base/lock_holder.h"
 #include "base/log.h"
+#include "base/signature.h"
+#include "engine/image_lock.h"
+#include "engine/raw_record.h"
 
+#include <algorithm>
 #include <cerrno>
-#include <csignal>
-#include <cstdio>
 #include <fcntl.h>
 #include <fstream>
 #include <linux/falloc.h>
 #include <linux/fs.h>
-#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <vector>
 
 namespace vql {
 
@@ -28,7 +29,8 @@ std::unique_ptr<target> make_null_target(std::string name, uint64_t bytes) {
 
 namespace {
 
-result<uint64_t> usable_bytes(const target& t) {
+// As the kernel tells it.
+result<uint64_t> device_bytes(const target& t) {
     uint64_t bytes = 0;
     if (t.block_device) {
         if (ioctl(t.fd.get(), BLKGETSIZE64, &bytes) < 0)
@@ -39,7 +41,17 @@ result<uint64_t> usable_bytes(const target& t) {
             return errno_error(t.path + ": fstat", errno);
         bytes = uint64_t(st.st_size);
     }
-    return bytes & ~uint64_t(t.block_bytes - 1);
+    return bytes;
+}
+
+// Whole blocks. The last one of a file may be cut short: the engine reads what is missing there as
+// zeroes, and a write makes it whole. So does QEMU.
+result<uint64_t> usable_bytes(const target& t) {
+    auto bytes = device_bytes(t);
+    if (bytes)
+        *bytes =
+            (t.block_device ? *bytes : *bytes + t.block_bytes - 1) & ~uint64_t(t.block_bytes - 1);
+    return bytes;
 }
 
 // A regular file: O_DIRECT when the kernel tells that blocks of 512 bytes can go straight through.
@@ -106,52 +118,99 @@ result<void> probe_block_device(target& t, dev_t device) {
     return {};
 }
 
-// Take the target for this process alone. The lock of a daemon that was killed goes when the last
-// of its requests has ended, which is what we have to wait for: an old write that lands after a new
-// one would undo it.
-result<void> lock_target(const target& t, const struct stat& st) {
-    constexpr int limit_ms = 5000, step_ms = 10;
-    for (int waited = 0; flock(t.fd.get(), LOCK_EX | LOCK_NB) < 0; waited += step_ms) {
-        if (errno != EWOULDBLOCK && errno != EINTR)
-            return errno_error(t.path + ": flock", errno);
-        const pid_t holder = lock_holder(st);
-        const bool ending = holder > 0 && process_is_ending(holder);
-        if (holder > 0 && !ending && (kill(holder, 0) == 0 || errno == EPERM))
-            return error{t.path + ": in use by process " + std::to_string(holder) +
-                         ", which holds its lock"};
-        if (waited == limit_ms)
-            return error{t.path + ": locked by process " +
-                         (ending ? std::to_string(holder) + ", which was killed" : "that is gone") +
-                         " and has I/O that does not end (see dmesg)"};
-        if (waited == 1000)
-            log_warning("target " + t.name + ": waiting for I/O of an earlier process to end");
-        usleep(step_ms * 1000);
-    }
-    return {};
-}
-
 // A block device: also against mounts and other users in the kernel. Done after the lock was waited
-// for, since a killed daemon's own claim goes a moment later than its lock.
-result<void> open_exclusively(target& t, const struct stat& st) {
+// for, since a killed daemon's own claim goes a moment later than its lock. One that is only read
+// may be another reader's, who then has the claim for both; from mounts it is told by looking.
+result<void> open_exclusively(target& t, dev_t device) {
     const int flags = (t.read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_EXCL;
     unique_fd fd;
+    std::string user;
     for (int tries = 0; tries < 20 && !fd; tries++) {
         fd.reset(open(t.path.c_str(), flags));
-        if (!fd && errno != EBUSY)
+        if (fd)
+            break;
+        if (errno != EBUSY)
             return errno_error(t.path, errno);
-        if (!fd)
-            usleep(10000);
+        user = kernel_user_of(device);
+        if (t.read_only && user.empty() && has_other_reader(t.fd.get()))
+            return {};
+        usleep(10000);
     }
+    if (!fd && !user.empty())
+        return error{t.path + ": in use, " + user};
     if (!fd)
         return error{t.path + ": mounted, or used by another program or by a RAID, LVM or "
                               "device-mapper volume (see lsblk)"};
     t.fd = std::move(fd);
-    return lock_target(t, st);
+    return lock_image(t.fd.get(), t.read_only, t.path, t.name);
+}
+
+std::vector<uint8_t> read_at(const target& t, uint64_t offset, size_t bytes) {
+    std::vector<uint8_t> data(bytes);
+    const ssize_t n = pread(t.fd.get(), data.data(), bytes, off_t(offset));
+    data.resize(n > 0 ? size_t(n) : 0);
+    return data;
+}
+
+// Served as they are, the bytes of an image are not what its guest's disk is meant to hold, and
+// those of a member of something larger are not ours.
+result<void> refuse_other_contents(const target& t, uint64_t bytes) {
+    const auto head = read_at(t, 0, signature_bytes);
+    const uint64_t tail_bytes = std::min<uint64_t>(bytes, signature_tail_bytes);
+    const auto tail = read_at(t, bytes - tail_bytes, tail_bytes);
+    const signature image = image_signature(head, tail);
+    if (image.name)
+        return error{t.path + ": it looks like " + image.name +
+                     ", which would be served byte by byte. Convert it first (qemu-img convert -O "
+                     "raw), or, if it is a disk whose guest wrote that, say format = \"raw\" for "
+                     "its target (vqlane disk add: --format raw)"};
+    const signature member = t.block_device ? member_signature(head, tail, bytes) : signature{};
+    if (member.name)
+        return error{t.path + ": it looks like " + member.name +
+                     " of this host, whose bytes a guest would overwrite. If it is a disk whose "
+                     "guest made that, say format = \"raw\" for its target (vqlane disk add: "
+                     "--format raw)"};
+    return {};
+}
+
+// … unless they were served so before: then a guest wrote them.
+result<void> check_contents(const target& t, ino_t inode, raw_record* served) {
+    const auto bytes = device_bytes(t);
+    if (!bytes)
+        return bytes.failure();
+    const uint64_t identity = t.block_device ? 0 : inode; // devices are known by their paths alone
+    if (served && served->has(t.path, identity))
+        return {};
+    if (auto ok = refuse_other_contents(t, *bytes); !ok)
+        return ok;
+    if (!served || t.read_only)
+        return {};
+    if (auto ok = served->add(t.path, identity); !ok)
+        log_warning("target " + t.name + ": when vqlaned starts again it will not know that a " +
+                    "guest has written there: " + ok.failure().text);
+    return {};
+}
+
+result<void> open_descriptor(target& t, const open_options& options) {
+    const int flags = O_CLOEXEC | O_NONBLOCK;
+    if (options.read_only) {
+        t.why_read_only = "is open for reading only, because its disks were all read-only when it "
+                          "was opened";
+    } else {
+        t.fd.reset(open(t.path.c_str(), O_RDWR | flags));
+        if (t.fd || (errno != EROFS && errno != EACCES && errno != EPERM))
+            return t.fd ? result<void>() : errno_error(t.path, errno);
+        t.why_read_only = std::string("can be opened for reading only (") + strerror(errno) + ")";
+    }
+    t.read_only = true;
+    t.fd.reset(open(t.path.c_str(), O_RDONLY | flags));
+    return t.fd ? result<void>() : errno_error(t.path, errno);
 }
 
 } // namespace
 
-result<std::unique_ptr<target>> open_uring_target(std::string name, const std::string& path) {
+result<std::unique_ptr<target>> open_uring_target(std::string name, const std::string& path,
+                                                  const open_options& options) {
     auto t = std::make_unique<target>();
     t->name = std::move(name);
     t->kind = target_kind::uring;
@@ -168,17 +227,17 @@ result<std::unique_ptr<target>> open_uring_target(std::string name, const std::s
     if (!t->block_device && !S_ISREG(st.st_mode))
         return error{path + ": neither a regular file nor a block device"};
 
-    t->fd.reset(open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK));
-    if (!t->fd && (errno == EROFS || errno == EACCES || errno == EPERM)) {
-        t->read_only = true;
-        t->fd.reset(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-    }
-    if (!t->fd)
-        return errno_error(path, errno);
-    if (auto ok = lock_target(*t, st); !ok)
+    if (auto ok = open_descriptor(*t, options); !ok)
+        return ok.failure();
+    if (auto ok = lock_image(t->fd.get(), t->read_only, path, t->name); !ok)
         return ok.failure();
     if (t->block_device)
-        if (auto ok = open_exclusively(*t, st); !ok)
+        if (auto ok = open_exclusively(*t, st.st_rdev); !ok)
+            return ok.failure();
+    if (auto ok = refuse_behind_loop(t->fd.get(), t->read_only, path); !ok)
+        return ok.failure();
+    if (!options.raw)
+        if (auto ok = check_contents(*t, st.st_ino, options.served); !ok)
             return ok.failure();
 
     if (t->block_device) {
@@ -194,14 +253,24 @@ result<std::unique_ptr<target>> open_uring_target(std::string name, const std::s
         return error{path + ": empty (a target needs at least one block; truncate -s SIZE " + path +
                      " sets the size of a file)"};
     t->bytes = *bytes;
+    if (const auto whole = device_bytes(*t); whole && *whole != *bytes)
+        log_warning("target " + t->name + ": " + path + " has " + std::to_string(*whole) +
+                    " bytes, not a multiple of " + std::to_string(t->block_bytes) + ": " +
+                    (*whole < *bytes ? "the rest of its last block reads as zeroes"
+                                     : "the last ones are out of reach"));
     return t;
+}
+
+bool can_grow(const target& t) {
+    return t.kind == target_kind::null ||
+           (t.kind == target_kind::uring && !t.block_device && !t.read_only);
 }
 
 result<uint64_t> grow_target(const target& t, uint64_t want) {
     if (t.kind == target_kind::null)
         return std::max(t.bytes, want);
     auto bytes = usable_bytes(t);
-    if (!bytes || *bytes >= want || t.block_device)
+    if (!bytes || *bytes >= want || !can_grow(t))
         return bytes;
     if (ftruncate(t.fd.get(), off_t(want)) < 0)
         return errno_error(t.path + ": cannot extend the file", errno);

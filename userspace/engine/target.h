@@ -12,6 +12,8 @@
 
 namespace vql {
 
+class raw_record;
+
 enum class target_kind : uint8_t { null, uring, nvme };
 
 // Immutable once published to the pollers, but for bytes (grows), withdrawn (both the control
@@ -26,8 +28,9 @@ struct target {
     uint32_t memory_align = 512; // what O_DIRECT wants of buffer addresses, a power of two
     bool direct = false;         // opened with O_DIRECT
     bool block_device = false;
-    bool read_only = false; // could be opened for reading only
-    bool discard = false;   // discard gives space back
+    bool read_only = false;    // opened for reading only
+    std::string why_read_only; // "can be opened for reading only (…)"
+    bool discard = false;      // discard gives space back
     std::string path;
 
     // nvme
@@ -52,9 +55,24 @@ struct target {
 
 std::unique_ptr<target> make_null_target(std::string name, uint64_t bytes);
 
-// Open the file or block device at @path, for this process alone (flock, and O_EXCL on a block
-// device), with O_DIRECT where it can. Errors say who else may hold it, or how to make it.
-result<std::unique_ptr<target>> open_uring_target(std::string name, const std::string& path);
+struct open_options {
+    // Only to be read: opened so, and shared with others that only read, also of other processes.
+    bool read_only = false;
+    // Its bytes are a disk's, whatever they look like: else an image format (qcow2, …) is refused,
+    // and a block device that is part of something larger (LVM, md, ZFS, …).
+    bool raw = false;
+    // What was served before is a disk's as well, and what is written from now on will have been.
+    raw_record* served = nullptr;
+};
+
+// Open the file or block device at @path, for this process alone (see image_lock.h), with O_DIRECT
+// where it can. Waits for storage, and changes nothing there. Errors say who else has it, or how to
+// make it. On any thread.
+result<std::unique_ptr<target>> open_uring_target(std::string name, const std::string& path,
+                                                  const open_options& options = {});
+
+// Can grow_target() make it larger?
+bool can_grow(const target& t);
 
 // Look again how large the target is (it may have grown); with @want larger than a regular file,
 // extend it (sparse). Returns the usable size, which @t does not know yet.

@@ -22,6 +22,7 @@ constexpr uint8_t max_retries = 16;
 // Of one call (UIO_MAXIOV). With O_DIRECT each but the last is a number of whole blocks, else the
 // data goes through a bounce buffer; so any number of them is.
 constexpr uint32_t most_iovecs = 1024;
+constexpr uint64_t file_block = 512; // of a regular file, whatever its file system's are
 } // namespace
 
 result<void> uring_engine::open(io_uring& ring) {
@@ -284,6 +285,19 @@ void uring_engine::advance(slot& s, uint64_t bytes) {
     }
 }
 
+// Has a read come to stand inside a block? It has met the end of a file whose last block is cut
+// short; through the page cache it may also have stopped anywhere, but then it moves on.
+bool uring_engine::in_block(const slot& s) {
+    return s.p.op == VQL_OP_READ && s.p.offset % file_block;
+}
+
+// What is missing of the block is read as zeroes.
+void uring_engine::fill_block(slot& s) {
+    const uint64_t bytes = std::min(file_block - s.p.offset % file_block, s.p.bytes);
+    copy_data(s.p, s.p.seg, s.p.skip, zeroes_.data(), bytes, true);
+    advance(s, bytes);
+}
+
 // The file system or device refused the way we asked: is there another?
 bool uring_engine::fall_back(slot& s, int err) {
     target& t = *s.p.where;
@@ -360,12 +374,14 @@ void uring_engine::complete(uint64_t user_data, int32_t res) {
     const bool moves = s.p.op == VQL_OP_READ || s.p.op == VQL_OP_WRITE ||
                        (s.p.op == VQL_OP_WRITE_ZEROES && s.how == zeroing::write);
     if (moves && !s.flushing) {
-        if (res == 0)
+        if (res == 0 && !in_block(s))
             return fail(s, EIO); // the file ended: it was cut short behind our back
         const uint64_t bytes = std::min(uint64_t(res), s.step_bytes);
         if (s.bouncing && s.p.op == VQL_OP_READ)
             copy_data(s.p, s.p.seg, s.p.skip, bounce_at(s.bounce), bytes, true);
         advance(s, bytes);
+        if (s.p.bytes && in_block(s) && (res == 0 || s.p.where->direct))
+            fill_block(s);
         if (s.p.bytes) {
             s.p.buffer = -1; // the rest may lie in the next segment, in another buffer
             return start(s);

@@ -80,6 +80,8 @@ class uring_engine {
     void finish(slot& s, vql_status status);
     void fail(slot& s, int err);
     bool fall_back(slot& s, int err);
+    static bool in_block(const slot& s);
+    void fill_block(slot& s);
     bool needs_bounce(const slot& s) const;
     uint8_t* bounce_at(int16_t i) const { return bounce_.data() + uint64_t(i) * bounce_bytes; }
 

@@ -11,7 +11,7 @@
 namespace vql {
 
 struct blk_geometry {
-    std::string id;       // what GET_ID returns, cut to VQL_ID_BYTES
+    std::string id;       // what GET_ID returns, at most VQL_ID_BYTES
     uint64_t sectors = 0; // of 512 bytes
     uint32_t block_bytes = 512;
     bool read_only = false;
