@@ -112,6 +112,8 @@ result<void> poller::set_up() {
     if (!requests_ || !large_ || !wake_)
         return errno_error(who, errno);
     done_ = std::make_unique<request*[]>(pool_size);
+    waiting_.resize(VQL_MAX_TARGETS + VQL_MAX_CONTROLLERS);
+    crowded_.reserve(waiting_.size());
 
     io_uring_sqe* e = uring_.sqe();
     io_uring_prep_poll_multishot(e, wake_.get(), POLLIN);
@@ -311,7 +313,7 @@ bool poller::reap() {
 bool poller::reap_nvme() {
     bool work = false;
     for (nvme_lane* lane : lanes_) {
-        if (!lane->engine.in_flight() && !waiting_head_)
+        if (!lane->engine.in_flight() && crowded_.empty())
             continue;
         lane->engine.reap();
         if (!lane->engine.done().empty()) {
@@ -373,6 +375,11 @@ void poller::rest_idle(uint64_t now) {
         virtqueue& vq = *q->vq;
         if (now - q->last_work_ns < options_.spin_ns || !vq.kick || !q->all_resubmitted())
             return false;
+        if (VQL_UNLIKELY(q->starved)) { // a kick could not have it served
+            q->now = served_queue::state::idle;
+            starved_.push_back(q);
+            return true;
+        }
         if (arm(vq)) {
             disarm(vq);
             return false;
@@ -382,6 +389,12 @@ void poller::rest_idle(uint64_t now) {
             arm_kick(*q);
         return true;
     });
+}
+
+void poller::wake_starved() {
+    for (served_queue* q : starved_)
+        wake(*q);
+    starved_.clear();
 }
 
 void poller::wake(served_queue& q) {
@@ -407,6 +420,7 @@ void poller::arm_kick(served_queue& q) {
 void poller::add_queue(served_queue& q) {
     q.now = served_queue::state::busy;
     q.to_publish = false;
+    q.starved = false;
     q.in_flight = 0;
     q.resubmitted = 0;
     q.last_work_ns = clock_ns();
@@ -415,6 +429,7 @@ void poller::add_queue(served_queue& q) {
     queues_++;
     busy_.reserve(queues_);
     to_publish_.reserve(queues_);
+    starved_.reserve(queues_);
     disarm(*q.vq);
     busy_.push_back(&q);
     if (q.vq->kick)
@@ -430,6 +445,7 @@ void poller::remove_queue(served_queue& q, std::function<void()> drained) {
     // What an earlier daemon left is done first: who serves the queue next does not know of it.
     if (q.all_resubmitted())
         std::erase(busy_, &q);
+    std::erase(starved_, &q);
     q.now = served_queue::state::draining;
     q.drained = std::move(drained);
     if (q.kick_armed)

@@ -79,6 +79,7 @@ struct served_queue {
     // answered.
     enum class state : uint8_t { detached, busy, idle, draining };
     state now = state::detached;
+    bool starved = false;    // has its part of the requests, and the driver wants more
     bool to_publish = false; // used entries were pushed in this round
     bool kick_armed = false; // a multishot poll on the kick eventfd is out
     bool disarming = false;  // … and its removal was asked for
@@ -216,7 +217,9 @@ class poller {
     taken submit_to_nvme(request& r, target& t, uint64_t offset, uint64_t bytes);
     taken submit_to_uring(request& r, target& t, uint64_t offset, uint64_t bytes);
     void advance(request& r, uint64_t bytes);
-    void wait_for_room(request& r);
+    void wait_for_room(request& r, const target& t);
+    bool has_room(uint32_t place) const;
+    uint32_t left_of_share(const served_queue& q) const;
     void answer_done();
     struct answer_run;
     void answer(request& r);
@@ -227,6 +230,7 @@ class poller {
     void disarm(virtqueue& vq);
     void rest_idle(uint64_t now);
     void wake(served_queue& q);
+    void wake_starved();
     void arm_kick(served_queue& q);
     void disarm_kick(served_queue& q);
     void check_drained(served_queue& q);
@@ -270,15 +274,23 @@ class poller {
     mapping large_;
     request* free_ = nullptr; // used before; those past fresh_ never were, and cost no memory
     size_t fresh_ = 0;
-    request* waiting_head_ = nullptr;
-    request* waiting_tail_ = nullptr;
+    size_t in_use_ = 0; // requests taken and not answered
+    // Requests that found no room, first come first served at each place: one for each target of
+    // the io_uring engine, then one for each NVMe controller.
+    struct wait_list {
+        request* head = nullptr;
+        request* tail = nullptr;
+    };
+    std::vector<wait_list> waiting_;
+    std::vector<uint32_t> crowded_;    // the places where somebody waits
     bool room_made_ = false;           // an engine finished something: those waiting may try again
     std::unique_ptr<request*[]> done_; // room for all there are
     size_t done_count_ = 0;
     bool tracing_ = false; // somebody looks at our probes; as of this round's beginning
     std::vector<served_queue*> busy_;
     std::vector<served_queue*> to_publish_;
-    size_t queues_ = 0; // added and not removed
+    std::vector<served_queue*> starved_; // idle until some requests were answered
+    size_t queues_ = 0;                  // added and not removed
     std::vector<pinned> memory_;
     // A busy queue is to leave: its ring broke, or it has no more to drain.
     bool left_round_ = false;

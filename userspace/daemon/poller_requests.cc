@@ -125,7 +125,7 @@ poller::taken poller::submit_to_uring(request& r, target& t, uint64_t offset, ui
         }
         const uint64_t bytes = to.sectors << VQL_SECTOR_SHIFT;
         if (submit_piece(r, *t, to.sector << VQL_SECTOR_SHIFT, bytes) == taken::no_room)
-            return wait_for_room(r);
+            return wait_for_room(r, *t);
         if (VQL_LIKELY(bytes == r.left)) {
             r.left = 0;
             break;
@@ -140,31 +140,72 @@ void poller::submit_rest(request& r) {
     submit(r);
 }
 
-// Requests that found an engine full, first come first served. One that finds its engine full again
-// goes to the end, so that it holds up nobody who waits for another engine.
+namespace {
+
+// Where requests for @t wait: targets of one io_uring engine have their own parts of its room, and
+// those of one controller have it together.
+uint32_t place_of(const target& t) {
+    return t.kind == target_kind::nvme ? VQL_MAX_TARGETS + t.controller : t.id;
+}
+
+} // namespace
+
+bool poller::has_room(uint32_t place) const {
+    if (place < VQL_MAX_TARGETS)
+        return uring_.has_room(place);
+    nvme_lane* const lane = nvme_[place - VQL_MAX_TARGETS];
+    return !lane || lane->dead || lane->engine.room(); // without a lane they fail at once
+}
+
+// Each place's own, so that those who wait for storage that hangs cost nobody else a look at them.
+// One that finds no room again, here or elsewhere, goes to the end there.
 bool poller::retry_waiting() {
     if (!room_made_)
         return false;
     room_made_ = false;
-    request* r = waiting_head_;
-    waiting_head_ = waiting_tail_ = nullptr;
     bool work = false;
-    while (r) {
-        request* const next = r->next;
-        r->next = nullptr;
-        r->waiting = false;
-        submit_rest(*r);
-        work |= !r->waiting;
-        r = next;
+    for (size_t i = 0; i < crowded_.size();) { // it may grow meanwhile
+        const uint32_t place = crowded_[i];
+        wait_list& list = waiting_[place];
+        for (request* const last = list.tail; list.head && has_room(place);) {
+            request* const r = list.head;
+            list.head = r->next;
+            if (!list.head)
+                list.tail = nullptr;
+            r->waiting = false;
+            submit_rest(*r);
+            work |= !r->waiting;
+            if (r == last)
+                break;
+        }
+        if (list.head) {
+            i++;
+            continue;
+        }
+        crowded_[i] = crowded_.back();
+        crowded_.pop_back();
     }
     return work;
 }
 
-void poller::wait_for_room(request& r) {
+void poller::wait_for_room(request& r, const target& t) {
+    const uint32_t place = place_of(t);
+    wait_list& list = waiting_[place];
     r.waiting = true;
     r.next = nullptr;
-    (waiting_tail_ ? waiting_tail_->next : waiting_head_) = &r;
-    waiting_tail_ = &r;
+    if (!list.head && std::find(crowded_.begin(), crowded_.end(), place) == crowded_.end())
+        crowded_.push_back(place);
+    (list.tail ? list.tail->next : list.head) = &r;
+    list.tail = &r;
+}
+
+// Half of the requests are anybody's, and when they are in use each queue has its part of the other
+// half: a disk whose storage does not answer keeps what it has, and the others go on with less. How
+// many more @q may have under way then.
+uint32_t poller::left_of_share(const served_queue& q) const {
+    const auto share =
+        uint32_t(std::max<size_t>(1, (pool_size / 2 - VQL_BATCH) / std::max<size_t>(1, queues_)));
+    return share - std::min(share, uint32_t(q.in_flight));
 }
 
 request* poller::allocate() {
@@ -229,6 +270,7 @@ uint32_t poller::take_left_over(served_queue& q, uint32_t most, uint64_t now) {
     uint32_t n = 0;
     for (; n < most && !q.all_resubmitted() && take(q, q.vq->resubmit[q.resubmitted], now); n++)
         q.resubmitted++;
+    in_use_ += n;
     return n;
 }
 
@@ -256,6 +298,11 @@ bool poller::poll_queue(served_queue& q, uint64_t now) {
     uint32_t room = std::min<uint32_t>(VQL_BATCH, vq.ring.num - q.in_flight);
     bool work = false;
 
+    q.starved = false;
+    if (VQL_UNLIKELY(in_use_ > pool_size / 2)) {
+        room = std::min(room, left_of_share(q));
+        q.starved = room == 0;
+    }
     if (VQL_UNLIKELY(q.resubmitted < vq.resubmit.size())) {
         const uint32_t n = take_left_over(q, room, now);
         if (!q.all_resubmitted())
@@ -286,9 +333,11 @@ bool poller::poll_queue(served_queue& q, uint64_t now) {
     const uint16_t first = vq.ring.next_avail;
     for (uint32_t i = 0; i < n && take(q, vql_ring_peek(&vq.ring), now); i++)
         vq.ring.next_avail++;
+    const auto fetched = uint16_t(vq.ring.next_avail - first);
+    in_use_ += fetched;
     if (VQL_UNLIKELY(vq.limit != virtqueue::no_limit))
-        vq.limit -= uint16_t(vq.ring.next_avail - first);
-    work |= vq.ring.next_avail != first;
+        vq.limit -= fetched;
+    work |= fetched != 0;
     if (work)
         q.last_work_ns = now;
     return work;
@@ -309,8 +358,9 @@ void poller::submit_flush(request& r) {
     while (r.left) {
         if (r.parts == max_parts)
             return;
-        if (submit_piece(r, *r.queue->targets[r.sector], 0, 0) == taken::no_room)
-            return wait_for_room(r);
+        target& t = *r.queue->targets[r.sector];
+        if (submit_piece(r, t, 0, 0) == taken::no_room)
+            return wait_for_room(r, t);
         r.sector++;
         r.left--;
     }
@@ -404,6 +454,9 @@ void poller::answer_done() {
     to_publish_.clear();
     if (VQL_UNLIKELY(tracing_))
         trace_complete();
+    in_use_ -= done_count_;
+    if (VQL_UNLIKELY(!starved_.empty()))
+        wake_starved();
     done_count_ = 0;
 }
 

@@ -52,22 +52,39 @@ result<void> uring_engine::open(io_uring& ring) {
     if (io_uring_register_files_sparse(ring_, VQL_MAX_TARGETS) == 0)
         registered_files_ = VQL_MAX_TARGETS;
     file_registered_.assign(VQL_MAX_TARGETS, false);
+    used_.assign(VQL_MAX_TARGETS, 0);
+    own_.resize(VQL_MAX_TARGETS);
+    own_in_use_.assign(VQL_MAX_TARGETS, false);
     if (io_uring_register_buffers_sparse(ring_, buffer_table) == 0)
         for (uint32_t i = buffer_table; i-- > 0;)
             free_buffers_.push_back(int16_t(i));
     return {};
 }
 
+void uring_engine::set_share() {
+    share_ = uint32_t(std::max<size_t>(1, slots / 2 / std::max<size_t>(1, targets_)));
+}
+
 void uring_engine::add_target(const target& t) {
+    if (t.kind != target_kind::uring)
+        return;
+    targets_++;
+    set_share();
+    own_[t.id] = mapping::map(-1, bounce_bytes, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
     int fd = t.fd.get();
     if (t.id < registered_files_)
         file_registered_[t.id] = io_uring_register_files_update(ring_, t.id, &fd, 1) == 1;
 }
 
 void uring_engine::remove_target(const target& t) {
-    int none = -1;
+    if (t.kind != target_kind::uring)
+        return;
+    targets_--;
+    set_share();
+    own_[t.id] = mapping();
+    int no_file = -1;
     if (file_registered_[t.id])
-        io_uring_register_files_update(ring_, t.id, &none, 1);
+        io_uring_register_files_update(ring_, t.id, &no_file, 1);
     file_registered_[t.id] = false;
 }
 
@@ -106,13 +123,14 @@ void uring_engine::flush() {
 }
 
 bool uring_engine::submit(const piece& p) {
-    if (free_.empty())
+    if (!has_room(p.where->id))
         return false;
     slot& s = *free_.back();
     free_.pop_back();
+    used_[p.where->id]++;
     s.p = p;
     s.step_bytes = 0;
-    s.bounce = -1;
+    s.bounce = no_buffer;
     s.flushing = false;
     s.retries = 0;
     s.next_waiting = nullptr;
@@ -170,18 +188,54 @@ void uring_engine::start(slot& s) {
     }
 }
 
+// One that all targets share or, when those are in use, @s's target's own. So storage that does not
+// answer, and keeps what it has, leaves one to each of the others.
+bool uring_engine::take_bounce(slot& s) {
+    if (!free_bounce_.empty()) {
+        s.bounce = free_bounce_.back();
+        free_bounce_.pop_back();
+        return true;
+    }
+    const uint32_t id = s.p.where->id;
+    if (!own_[id] || own_in_use_[id])
+        return false;
+    own_in_use_[id] = true;
+    s.bounce = own_buffer;
+    return true;
+}
+
+// … and have the first that it is for go on, of those who wait.
+void uring_engine::give_bounce_back(slot& s) {
+    const uint32_t id = s.p.where->id;
+    const bool own = s.bounce == own_buffer;
+    if (own)
+        own_in_use_[id] = false;
+    else
+        free_bounce_.push_back(s.bounce);
+    s.bounce = no_buffer;
+    slot* before = nullptr;
+    slot* next = waiting_head_;
+    while (next && own && next->p.where->id != id) {
+        before = next;
+        next = next->next_waiting;
+    }
+    if (!next)
+        return;
+    (before ? before->next_waiting : waiting_head_) = next->next_waiting;
+    if (next == waiting_tail_)
+        waiting_tail_ = before;
+    next->next_waiting = nullptr;
+    start(*next);
+}
+
 void uring_engine::start_data(slot& s) {
     piece& p = s.p;
     const bool read = p.op == VQL_OP_READ;
 
-    if (s.bouncing && s.bounce < 0) {
-        if (free_bounce_.empty()) {
-            (waiting_tail_ ? waiting_tail_->next_waiting : waiting_head_) = &s;
-            waiting_tail_ = &s;
-            return;
-        }
-        s.bounce = free_bounce_.back();
-        free_bounce_.pop_back();
+    if (s.bouncing && s.bounce == no_buffer && !take_bounce(s)) {
+        (waiting_tail_ ? waiting_tail_->next_waiting : waiting_head_) = &s;
+        waiting_tail_ = &s;
+        return;
     }
 
     const uint64_t first = p.seg->bytes - p.skip;
@@ -191,8 +245,8 @@ void uring_engine::start_data(slot& s) {
     if (s.bouncing) {
         s.step_bytes = std::min(p.bytes, bounce_bytes);
         if (!read)
-            copy_data(p, p.seg, p.skip, bounce_at(s.bounce), s.step_bytes, false);
-        uint8_t* at = bounce_at(s.bounce);
+            copy_data(p, p.seg, p.skip, bounce_of(s), s.step_bytes, false);
+        uint8_t* at = bounce_of(s);
         if (read)
             io_uring_prep_read(e, -1, at, unsigned(s.step_bytes), p.offset);
         else
@@ -344,18 +398,9 @@ void uring_engine::fail(slot& s, int err) {
 }
 
 void uring_engine::finish(slot& s, vql_status status) {
-    if (s.bounce >= 0) {
-        const int16_t bounce = s.bounce;
-        s.bounce = -1;
-        free_bounce_.push_back(bounce);
-        if (slot* next = waiting_head_) {
-            waiting_head_ = next->next_waiting;
-            if (!waiting_head_)
-                waiting_tail_ = nullptr;
-            next->next_waiting = nullptr;
-            start(*next);
-        }
-    }
+    if (s.bounce != no_buffer)
+        give_bounce_back(s);
+    used_[s.p.where->id]--;
     done_.push_back({s.p.owner, status});
     free_.push_back(&s);
 }
@@ -378,7 +423,7 @@ void uring_engine::complete(uint64_t user_data, int32_t res) {
             return fail(s, EIO); // the file ended: it was cut short behind our back
         const uint64_t bytes = std::min(uint64_t(res), s.step_bytes);
         if (s.bouncing && s.p.op == VQL_OP_READ)
-            copy_data(s.p, s.p.seg, s.p.skip, bounce_at(s.bounce), bytes, true);
+            copy_data(s.p, s.p.seg, s.p.skip, bounce_of(s), bytes, true);
         advance(s, bytes);
         if (s.p.bytes && in_block(s) && (res == 0 || s.p.where->direct))
             fill_block(s);

@@ -41,7 +41,13 @@ class uring_engine {
     int16_t add_buffer(void* base, uint64_t bytes);
     void remove_buffer(int16_t buffer);
 
+    // False: no room for it. Half of the slots are anybody's; when they are in use, each target
+    // has its part of the other half: one whose storage does not answer leaves room for the others.
     bool submit(const piece& p);
+    // Would submit() have room for a piece on the target of this id?
+    bool has_room(uint32_t target) const {
+        return free_.size() > slots / 2 || (used_[target] < share_ && !free_.empty());
+    }
 
     // A completion whose user_data came from this engine (and is not 0).
     void complete(uint64_t user_data, int32_t res);
@@ -50,8 +56,6 @@ class uring_engine {
     const std::vector<finished>& done() const { return done_; }
     void clear_done() { done_.clear(); }
 
-    bool has_room() const { return !free_.empty(); }
-
     // A free entry of the ring: never null, for a full ring is submitted first.
     io_uring_sqe* sqe();
     // Hand everything prepared to the kernel, and take what it has completed.
@@ -59,11 +63,13 @@ class uring_engine {
 
   private:
     enum class zeroing : uint8_t { punch, range, write };
+    // slot::bounce, where it is not the index of one that all share. (Its target's own.)
+    static constexpr int16_t no_buffer = -1, own_buffer = -2;
 
     struct slot {
         piece p;             // offset, bytes, seg, nsegs, skip: what is left to do
         uint64_t step_bytes; // asked for in the step under way
-        int16_t bounce;      // index of the bounce buffer held, or -1
+        int16_t bounce;      // the bounce buffer held, or no_buffer or own_buffer
         bool bouncing;
         bool flushing; // the last step: FSYNC for a durable discard or write-zeroes
         zeroing how;
@@ -83,7 +89,13 @@ class uring_engine {
     static bool in_block(const slot& s);
     void fill_block(slot& s);
     bool needs_bounce(const slot& s) const;
-    uint8_t* bounce_at(int16_t i) const { return bounce_.data() + uint64_t(i) * bounce_bytes; }
+    void set_share();
+    bool take_bounce(slot& s);
+    void give_bounce_back(slot& s);
+    uint8_t* bounce_of(const slot& s) const {
+        return s.bounce == own_buffer ? own_[s.p.where->id].data()
+                                      : bounce_.data() + uint64_t(s.bounce) * bounce_bytes;
+    }
 
     io_uring* ring_ = nullptr;
     std::vector<slot> slots_;
@@ -92,7 +104,13 @@ class uring_engine {
     std::vector<iovec>
         iovecs_; // of entries not submitted yet: the kernel copies them at submission
     size_t iovecs_used_ = 0;
+    std::vector<uint16_t> used_; // slots, by target id
+    size_t targets_ = 0;         // that are known
+    uint32_t share_ = slots / 2; // of each of them
     mapping bounce_;
+    // By target id: one more bounce buffer for it alone, of which only what is used is memory.
+    std::vector<mapping> own_;
+    std::vector<bool> own_in_use_;
     mapping zeroes_;
     std::vector<int16_t> free_bounce_;
     slot* waiting_head_ = nullptr; // slots waiting for a bounce buffer, first come first served
