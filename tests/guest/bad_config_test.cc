@@ -165,22 +165,29 @@ TEST_CASE("--check refuses whatever does not fit the machine, all of it", "[conf
     failing_start place;
     make_file(place.directory / "image", 16 << 20);
     std::filesystem::create_symlink(place.directory / "image", place.directory / "link");
+    for (const char* name : {"image-q", "image-r"})
+        write_text_file(place.directory / name,
+                        std::string("QFI\xfb\0\0\0\3", 8) + std::string(1 << 20, '\0'));
     command_result result = place.start(
         "[daemon]\npollers = [0, 1023]\n" + file_target("a", place.directory / "image") +
             file_target("b", place.directory / "link") + file_target("c", "/nonexistent/x") +
             disk_on("d", "a", "size = \"17M\"\n") +
-            disk_on("e", "c", "socket = \"" + place.run_dir() + "\"\n"),
+            disk_on("e", "c", "socket = \"" + place.run_dir() + "\"\n") +
+            file_target("q", place.directory / "image-q") +
+            file_target("r", place.directory / "image-r") + "format = \"raw\"\n",
         {"--check"});
     CHECK(result.status == 1);
     std::string said = result.err;
     for (const char* part :
          {":2: daemon.pollers[1]: CPU 1023 ", ":10: target[1].path: ", ":14: target[2].path: ",
-          ":18: disk[0].size: ", ":23: disk[1].socket: "}) {
+          ":18: disk[0].size: ", ":23: disk[1].socket: ", ":28: target[3].path: "}) {
         INFO(said);
         const size_t at = said.find(place.config + part);
         REQUIRE(at != std::string::npos);
         said.erase(0, at + 1); // in the file's order
     }
+    CHECK_THAT(said, ContainsSubstring("image-q: it looks like a qcow2 image"));
+    CHECK_THAT(said, !ContainsSubstring("image-r"));
     CHECK(place.left_nothing());
 }
 

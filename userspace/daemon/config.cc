@@ -433,6 +433,12 @@ void add_named_targets(const disk_config& d, std::vector<target_config>& all) {
     }
 }
 
+std::string served_file(const config& c) {
+    std::string name = "served" + c.run_dir;
+    std::replace(name.begin(), name.end(), '/', '-');
+    return c.state_dir + "/" + name;
+}
+
 void decide_access(config& c) {
     for (target_config& t : c.targets) {
         const auto on_it = [&](const disk_config& d) {

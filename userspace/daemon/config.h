@@ -124,6 +124,10 @@ bool made_for_disk(const std::string& target_name);
 // The targets of @d that are named by what they are, added to @all where they are not in there.
 void add_named_targets(const disk_config& d, std::vector<target_config>& all);
 
+// Where a daemon with these settings keeps what it has served (see raw_record): its own, for it has
+// its run directory locked.
+std::string served_file(const config& c);
+
 // A target is opened for reading only if every disk on it is read-only, and there is one.
 void decide_access(config& c);
 

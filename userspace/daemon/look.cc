@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "daemon/look.h"
 
+#include "base/fd.h"
+#include "engine/target.h"
+
 #include <algorithm>
 #include <cerrno>
 #include <condition_variable>
+#include <fcntl.h>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -55,6 +59,11 @@ sight look_at(const std::string& path) {
     else if (S_ISREG(s.st.st_mode)) {
         s.bytes = uint64_t(s.st.st_size);
         s.read_only = access(path.c_str(), W_OK) < 0;
+    }
+    if (s.block_device || S_ISREG(s.st.st_mode)) {
+        const unique_fd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+        if (fd)
+            s.other = other_contents(fd.get(), path, s.block_device, s.bytes);
     }
     return s;
 }

@@ -22,6 +22,7 @@ struct sight {
     bool read_only = false;     // cannot be written
     uint64_t bytes = 0;         // a file's or device's size
     uint32_t block_bytes = 512; // a device's logical block
+    std::string other;          // see other_contents()
 
     // Whether it is block device or file, and which: equal for all names of one.
     using id = std::tuple<bool, uint64_t, uint64_t>;

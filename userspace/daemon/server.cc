@@ -64,10 +64,7 @@ result<void> server::start(bool strict) {
     controllers_ =
         std::make_unique<controller_set>(loop_, pollers_, config_.allow_untranslated_dma);
     targets_.set_controllers(controllers_.get());
-    // Of this daemon alone, which has its run directory locked.
-    std::string record = "served" + config_.run_dir;
-    std::replace(record.begin(), record.end(), '/', '-');
-    auto served = std::make_shared<raw_record>(config_.state_dir + "/" + record);
+    auto served = std::make_shared<raw_record>(served_file(config_));
     served->keep([this](const std::string& path) {
         return std::any_of(config_.targets.begin(), config_.targets.end(),
                            [&](const target_config& t) { return t.path == path; });

@@ -4,6 +4,7 @@
 #include "base/account.h"
 #include "daemon/look.h"
 #include "daemon/volume.h"
+#include "engine/raw_record.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -41,7 +42,7 @@ void check_pollers(config_text& text) {
 class machine_check {
   public:
     machine_check(config_text& text, look how, std::chrono::milliseconds limit)
-        : text_(text), storage_(how == look::storage) {
+        : text_(text), storage_(how == look::storage), served_(served_file(text.settings)) {
         if (!storage_)
             return;
         for (const target_config& t : text.settings.targets)
@@ -154,6 +155,9 @@ class machine_check {
         seen->why_read_only = "can be opened for reading only";
         if (!seen->bytes)
             return void(at.pending(t.path + ": empty, a target needs at least one block"));
+        if (!s.other.empty() && !t.raw &&
+            !served_.has(t.path, s.block_device ? 0 : uint64_t(s.st.st_ino)))
+            at.pending(s.other);
         found_[t.name] = std::move(seen);
     }
 
@@ -234,6 +238,7 @@ class machine_check {
 
     config_text& text_;
     const bool storage_;
+    const raw_record served_;
     std::vector<std::string> paths_;
     std::map<std::string, sight> seen_;
     std::map<sight::id, spot> files_; // what each file or device was first named by

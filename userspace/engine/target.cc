@@ -145,35 +145,14 @@ result<void> open_exclusively(target& t, dev_t device) {
     return lock_image(t.fd.get(), t.read_only, t.path, t.name);
 }
 
-std::vector<uint8_t> read_at(const target& t, uint64_t offset, size_t bytes) {
+std::vector<uint8_t> read_at(int fd, uint64_t offset, size_t bytes) {
     std::vector<uint8_t> data(bytes);
-    const ssize_t n = pread(t.fd.get(), data.data(), bytes, off_t(offset));
+    const ssize_t n = pread(fd, data.data(), bytes, off_t(offset));
     data.resize(n > 0 ? size_t(n) : 0);
     return data;
 }
 
-// Served as they are, the bytes of an image are not what its guest's disk is meant to hold, and
-// those of a member of something larger are not ours.
-result<void> refuse_other_contents(const target& t, uint64_t bytes) {
-    const auto head = read_at(t, 0, signature_bytes);
-    const uint64_t tail_bytes = std::min<uint64_t>(bytes, signature_tail_bytes);
-    const auto tail = read_at(t, bytes - tail_bytes, tail_bytes);
-    const signature image = image_signature(head, tail);
-    if (image.name)
-        return error{t.path + ": it looks like " + image.name +
-                     ", which would be served byte by byte. Convert it first (qemu-img convert -O "
-                     "raw), or, if it is a disk whose guest wrote that, say format = \"raw\" for "
-                     "its target (vqlane disk add: --format raw)"};
-    const signature member = t.block_device ? member_signature(head, tail, bytes) : signature{};
-    if (member.name)
-        return error{t.path + ": it looks like " + member.name +
-                     " of this host, whose bytes a guest would overwrite. If it is a disk whose "
-                     "guest made that, say format = \"raw\" for its target (vqlane disk add: "
-                     "--format raw)"};
-    return {};
-}
-
-// … unless they were served so before: then a guest wrote them.
+// Others' contents are refused unless they were served before: then a guest wrote them.
 result<void> check_contents(const target& t, ino_t inode, raw_record* served) {
     const auto bytes = device_bytes(t);
     if (!bytes)
@@ -181,8 +160,9 @@ result<void> check_contents(const target& t, ino_t inode, raw_record* served) {
     const uint64_t identity = t.block_device ? 0 : inode; // devices are known by their paths alone
     if (served && served->has(t.path, identity))
         return {};
-    if (auto ok = refuse_other_contents(t, *bytes); !ok)
-        return ok;
+    if (std::string other = other_contents(t.fd.get(), t.path, t.block_device, *bytes);
+        !other.empty())
+        return error{std::move(other)};
     if (!served || t.read_only)
         return {};
     if (auto ok = served->add(t.path, identity); !ok)
@@ -208,6 +188,26 @@ result<void> open_descriptor(target& t, const open_options& options) {
 }
 
 } // namespace
+
+// Served as they are, the bytes of an image are not what its guest's disk is meant to hold, and
+// those of a member of something larger are not ours.
+std::string other_contents(int fd, const std::string& path, bool block_device, uint64_t bytes) {
+    const auto head = read_at(fd, 0, signature_bytes);
+    const uint64_t tail_bytes = std::min<uint64_t>(bytes, signature_tail_bytes);
+    const auto tail = read_at(fd, bytes - tail_bytes, tail_bytes);
+    const signature image = image_signature(head, tail);
+    if (image.name)
+        return path + ": it looks like " + image.name +
+               ", which would be served byte by byte. Convert it first (qemu-img convert -O raw), "
+               "or, if it is a disk whose guest wrote that, say format = \"raw\" for its target "
+               "(vqlane disk add: --format raw)";
+    const signature member = block_device ? member_signature(head, tail, bytes) : signature{};
+    if (member.name)
+        return path + ": it looks like " + member.name +
+               " of this host, whose bytes a guest would overwrite. If it is a disk whose guest "
+               "made that, say format = \"raw\" for its target (vqlane disk add: --format raw)";
+    return {};
+}
 
 result<std::unique_ptr<target>> open_uring_target(std::string name, const std::string& path,
                                                   const open_options& options) {

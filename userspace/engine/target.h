@@ -71,6 +71,10 @@ struct open_options {
 result<std::unique_ptr<target>> open_uring_target(std::string name, const std::string& path,
                                                   const open_options& options = {});
 
+// Does the file or block device that @fd has open, of @bytes, hold what open_uring_target()
+// refuses? The words of its error; empty: no.
+std::string other_contents(int fd, const std::string& path, bool block_device, uint64_t bytes);
+
 // Can grow_target() make it larger?
 bool can_grow(const target& t);
 
