@@ -336,6 +336,17 @@ TEST_CASE("a block device that is part of a pool is refused; a file may hold a g
     t.daemon.control().result(raw);
 }
 
+TEST_CASE("a block device that is read-only is read, and its disk has to be", "[image]") {
+    image_test t;
+    loop_device loop(t.file, {"--read-only"});
+    if (!loop.refusal().empty())
+        SKIP(loop.refusal());
+    CHECK_THAT(t.refusal(loop.path()), ContainsSubstring("reading only"));
+    nlohmann::json add = t.add_of(loop.path());
+    add["read_only"] = true;
+    t.daemon.control().result(add);
+}
+
 TEST_CASE("what a guest wrote is no reason to refuse its disk when the daemon is back", "[image]") {
     image_test t;
     const std::string config = file_target("t", t.file) + disk_on("d", "t");
@@ -359,6 +370,18 @@ TEST_CASE("what a guest wrote is no reason to refuse its disk when the daemon is
     std::filesystem::copy_file(t.file, copy);
     std::filesystem::rename(copy, t.file);
     CHECK_THAT(t.refusal(t.file), ContainsSubstring("qcow2"));
+
+    // One that is smaller than the disk was is no guest's work.
+    daemon.terminate();
+    std::filesystem::remove(t.file);
+    make_file(t.file, disk_bytes);
+    daemon.start();
+    CHECK(daemon.terminate() == 0);
+    write_text_file(t.file, std::string("QFI\xfb\0\0\0\3", 8) + std::string(4096, '\0'));
+    daemon.start();
+    CHECK_THAT(daemon.control().result({{"op", "disk_list"}}).at(0).at("problem"),
+               ContainsSubstring("qcow2"));
+    daemon.terminate();
 
     // A disk that was removed is forgotten.
     const std::string other = t.files / "other";

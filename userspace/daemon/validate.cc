@@ -156,7 +156,7 @@ class machine_check {
         if (!seen->bytes)
             return void(at.pending(t.path + ": empty, a target needs at least one block"));
         if (!s.other.empty() && !t.raw &&
-            !served_.has(t.path, s.block_device ? 0 : uint64_t(s.st.st_ino)))
+            !served_.has(t.path, {s.block_device ? 0 : uint64_t(s.st.st_ino), s.bytes}))
             at.pending(s.other);
         found_[t.name] = std::move(seen);
     }

@@ -90,13 +90,15 @@ pid_t byte_holder(int fd, const struct stat& st, uint64_t byte) {
 
 result<void> take_flock(int fd, bool share, const struct stat& st, const std::string& path,
                         const std::string& name) {
-    constexpr int limit_ms = 5000, step_ms = 10;
+    // udev holds the lock of a block device for a moment, while it looks at it.
+    constexpr int limit_ms = 5000, step_ms = 10, udev_ms = 1000;
     for (int waited = 0; flock(fd, (share ? LOCK_SH : LOCK_EX) | LOCK_NB) < 0; waited += step_ms) {
         if (errno != EWOULDBLOCK && errno != EINTR)
             return errno_error(path + ": flock", errno);
         const pid_t holder = lock_holder(st);
         const bool ending = holder > 0 && process_is_ending(holder);
-        if (holder > 0 && !ending && (kill(holder, 0) == 0 || errno == EPERM))
+        if (holder > 0 && !ending && (kill(holder, 0) == 0 || errno == EPERM) &&
+            (!S_ISBLK(st.st_mode) || waited >= udev_ms))
             return error{path + ": in use by " + process_of(holder).text() +
                          ", which holds its lock"};
         if (waited == limit_ms)

@@ -17,38 +17,56 @@ namespace vql {
 raw_record::raw_record(std::string file) : file_(std::move(file)) {
     std::ifstream in(file_);
     std::string path;
-    for (uint64_t identity = 0; in >> identity && in.get() == ' ' && std::getline(in, path);)
-        known_[path] = identity;
+    for (id one; in >> one.inode >> one.bytes && in.get() == ' ' && std::getline(in, path);)
+        known_[path] = one;
 }
 
-bool raw_record::has(const std::string& path, uint64_t identity) const {
+bool raw_record::has(const std::string& path, const id& now) const {
     const std::lock_guard lock(mutex_);
     const auto found = known_.find(path);
-    return found != known_.end() && found->second == identity;
+    return found != known_.end() && found->second.inode == now.inode &&
+           found->second.bytes <= now.bytes;
 }
 
-result<void> raw_record::add(const std::string& path, uint64_t identity) {
-    const std::lock_guard lock(mutex_);
-    const auto [at, added] = known_.try_emplace(path, identity);
-    if (!added && std::exchange(at->second, identity) == identity)
+result<void> raw_record::add(const std::string& path, const id& now) {
+    if (path.find('\n') != path.npos)
+        return error{path + ": odd name"};
+    std::unique_lock lock(mutex_);
+    known_[path] = now;
+    const uint64_t mine = ++changed_;
+    told_.wait(lock, [&] { return !saving_ || saved_ >= mine; });
+    if (saved_ >= mine)
         return {};
-    return path.find('\n') == path.npos ? save() : result<void>(error{path + ": odd name"});
+    saving_ = true;
+    const uint64_t all = changed_;
+    const std::string all_text = text();
+    lock.unlock();
+    auto ok = save(all_text);
+    lock.lock();
+    saving_ = false;
+    if (ok)
+        saved_ = all;
+    told_.notify_all();
+    return ok;
 }
 
 void raw_record::keep(const std::function<bool(const std::string& path)>& wanted) {
     const std::lock_guard lock(mutex_);
-    if (std::erase_if(known_, [&](const auto& k) { return !wanted(k.first); }) == 0)
+    if (std::erase_if(known_, [&](const auto& k) { return !wanted(k.first); }) == 0 || saving_)
         return;
-    if (auto ok = save(); !ok)
+    if (auto ok = save(text()); !ok)
         log_warning(ok.failure().text);
 }
 
-// The whole file anew: a crash leaves the old one or the new one.
-result<void> raw_record::save() const {
+std::string raw_record::text() const {
     std::string text;
-    for (const auto& [path, identity] : known_)
-        if (path.find('\n') == path.npos)
-            text += std::to_string(identity) + " " + path + "\n";
+    for (const auto& [path, one] : known_)
+        text += std::to_string(one.inode) + " " + std::to_string(one.bytes) + " " + path + "\n";
+    return text;
+}
+
+// The whole file anew: a crash leaves the old one or the new one.
+result<void> raw_record::save(const std::string& text) const {
     const std::string fresh = file_ + ".new";
     std::error_code failed;
     const std::filesystem::path folder = std::filesystem::path(file_).parent_path();

@@ -157,15 +157,19 @@ result<void> check_contents(const target& t, ino_t inode, raw_record* served) {
     const auto bytes = device_bytes(t);
     if (!bytes)
         return bytes.failure();
-    const uint64_t identity = t.block_device ? 0 : inode; // devices are known by their paths alone
-    if (served && served->has(t.path, identity))
+    const raw_record::id now{t.block_device ? 0 : inode, *bytes};
+    std::string other = other_contents(t.fd.get(), t.path, t.block_device, *bytes);
+    if (served && served->has(t.path, now)) {
+        if (!other.empty())
+            log_warning("target " + t.name + ": served as before, for its guest may have written " +
+                        "that: " + other);
         return {};
-    if (std::string other = other_contents(t.fd.get(), t.path, t.block_device, *bytes);
-        !other.empty())
+    }
+    if (!other.empty())
         return error{std::move(other)};
     if (!served || t.read_only)
         return {};
-    if (auto ok = served->add(t.path, identity); !ok)
+    if (auto ok = served->add(t.path, now); !ok)
         log_warning("target " + t.name + ": when vqlaned starts again it will not know that a " +
                     "guest has written there: " + ok.failure().text);
     return {};
@@ -178,9 +182,14 @@ result<void> open_descriptor(target& t, const open_options& options) {
                           "was opened";
     } else {
         t.fd.reset(open(t.path.c_str(), O_RDWR | flags));
-        if (t.fd || (errno != EROFS && errno != EACCES && errno != EPERM))
-            return t.fd ? result<void>() : errno_error(t.path, errno);
-        t.why_read_only = std::string("can be opened for reading only (") + strerror(errno) + ")";
+        // A device that is read-only opens for writing all the same, and fails each write.
+        int read_only = 0;
+        if (t.fd && (!t.block_device || ioctl(t.fd.get(), BLKROGET, &read_only) < 0 || !read_only))
+            return {};
+        const int err = t.fd ? EROFS : errno;
+        if (err != EROFS && err != EACCES && err != EPERM)
+            return errno_error(t.path, err);
+        t.why_read_only = std::string("can be opened for reading only (") + strerror(err) + ")";
     }
     t.read_only = true;
     t.fd.reset(open(t.path.c_str(), O_RDONLY | flags));
