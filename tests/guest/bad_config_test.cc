@@ -208,6 +208,20 @@ TEST_CASE("tables in conf.d are served like those beside it", "[config-file]") {
     CHECK(guest.driver.flush().status == blk_ok);
 }
 
+TEST_CASE("a FIFO among the configuration's files is refused, not waited for", "[config-file]") {
+    failing_start place;
+    const std::string folder = place.directory / "conf.d";
+    std::filesystem::create_directory(folder);
+    REQUIRE(mkfifo((folder + "/x.toml").c_str(), 0600) == 0);
+    const command_result result = place.start(good_target + good_disk, {"--check"});
+    CHECK(result.status == 1);
+    CHECK_THAT(result.err, ContainsSubstring(folder + "/x.toml") && ContainsSubstring("FIFO"));
+    // Nor is a folder that is a link to nowhere one that has no files.
+    std::filesystem::remove_all(folder);
+    std::filesystem::create_symlink("/nonexistent/conf.d", folder);
+    CHECK(place.start(good_target + good_disk, {"--check"}).status == 1);
+}
+
 TEST_CASE("SIGHUP ends nothing, not even at the start", "[config-file]") {
     failing_start place;
     write_text_file(place.config, good_target + good_disk);

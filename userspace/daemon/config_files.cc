@@ -187,7 +187,9 @@ result<std::vector<std::string>> files_in(const std::string& folder) {
     std::vector<std::string> files;
     std::error_code failed;
     std::filesystem::directory_iterator entries(folder, failed);
-    if (failed && failed.value() != ENOENT && failed.value() != ENOTDIR)
+    std::error_code none;
+    if (failed && (std::filesystem::is_symlink(folder, none) ||
+                   (failed.value() != ENOENT && failed.value() != ENOTDIR)))
         return errno_error(folder, failed.value());
     for (; !failed && entries != std::filesystem::directory_iterator(); entries.increment(failed)) {
         const std::filesystem::path& path = entries->path();

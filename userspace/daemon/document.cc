@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <fcntl.h>
 #include <sstream>
+#include <sys/stat.h>
 
 #define TOML_HEADER_ONLY 1
 #define TOML_EXCEPTIONS 0
@@ -60,12 +61,18 @@ json to_json(const toml::node& node, const std::string& path, origin& from) {
 }
 
 result<std::string> read_file(const std::string& path) {
-    const unique_fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    // A FIFO would wait for its writer.
+    const unique_fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+    struct stat st {};
     std::string text;
     char part[16384];
 
     if (!fd)
         return errno_error(path, errno);
+    if (fstat(fd.get(), &st) < 0)
+        return errno_error(path, errno);
+    if (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode))
+        return error{path + ": a FIFO or socket, expected a configuration file"};
     for (;;) {
         const ssize_t n = ::read(fd.get(), part, sizeof(part));
         if (n < 0 && errno == EINTR)
