@@ -62,6 +62,7 @@ daemon_process::daemon_process(const std::string& config, std::vector<std::strin
 
 daemon_process::~daemon_process() {
     child_.reset();
+    left_.clear();
     std::error_code ignored;
     if (bpf_refusal_.empty()) {
         std::filesystem::remove_all(bpf_dir_, ignored); // pins that a killed daemon left
@@ -95,6 +96,12 @@ void daemon_process::kill() {
     ended_by_us_ = true;
     child_->send_signal(SIGKILL);
     child_->wait();
+}
+
+void daemon_process::kill_and_leave() {
+    ended_by_us_ = true;
+    child_->send_signal(SIGKILL);
+    left_.push_back(std::move(child_));
 }
 
 int daemon_process::terminate() {

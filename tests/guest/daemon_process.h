@@ -23,7 +23,9 @@ class daemon_process {
     ~daemon_process();
 
     void start();
-    void kill();     // SIGKILL
+    void kill(); // SIGKILL
+    // … for one that cannot end yet, whose storage hangs: it is waited for at our end.
+    void kill_and_leave();
     int terminate(); // SIGTERM; its exit status
     bool running() { return child_ && child_->running(); }
     pid_t pid() const { return child_->pid(); }
@@ -62,6 +64,7 @@ class daemon_process {
     bpffs own_bpffs_;
     bool ended_by_us_ = false;
     std::unique_ptr<child_process> child_;
+    std::vector<std::unique_ptr<child_process>> left_;
 };
 
 } // namespace vql::guest

@@ -11,6 +11,7 @@
 #include <future>
 #include <linux/fs.h>
 #include <linux/loop.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
@@ -328,6 +329,61 @@ TEST_CASE("a guest's requests on storage that hangs keep no other disk waiting",
         wait_state(daemon, "hung", "gone");
     }
     check_alive(daemon, other);
+}
+
+TEST_CASE("a daemon with I/O that hangs leaves what commands did, and others' files, to the next",
+          "[storage]") {
+    vhost_user_only only("its subject is the daemon's start and end");
+    freezable_folder frozen;
+    make_file(frozen / "a", 16 << 20);
+    temporary_directory files("/dev/shm");
+    make_file(files / "b", 16 << 20);
+    make_file(files / "c", 16 << 20);
+    const std::string config = file_target("t", frozen / "a") + file_target("u", files / "b") +
+                               disk_on("hung", "t") + disk_on("d", "u");
+    test_daemon daemon(config);
+    daemon.control().result({{"op", "disk_add"}, {"name", "kept"}, {"file", files / "c"}});
+    std::unique_ptr<test_guest> guest = std::make_unique<test_guest>(daemon.socket("hung"));
+    struct thaw_first { // or what was killed never ends
+        freezable_folder& folder;
+        ~thaw_first() { folder.thaw(); }
+    } const thaw{frozen};
+    frozen.freeze();
+    blk_request* const r = guest->driver.acquire(0);
+    guest->driver.shape(*r, blk_op::write, 0, guest->memory->allocate(4096), 4096);
+    REQUIRE(guest->driver.submit(*r));
+    guest->driver.ring(0);
+    usleep(200000);
+
+    SECTION("killed") {
+        daemon.kill_and_leave();
+        daemon.start();
+        CHECK(entry_of(daemon, "kept").at("name") == "kept");
+        make_file(files / "e", 16 << 20);
+        daemon.control().result({{"op", "disk_add"}, {"name", "more"}, {"file", files / "e"}});
+    }
+    SECTION("told to end, as a disk is being removed by force") {
+        auto removed = ask(daemon, {{"op", "disk_rm"}, {"name", "hung"}, {"force", true}});
+        REQUIRE(removed.wait_for(std::chrono::seconds(8)) == std::future_status::ready);
+        kill(daemon.pid(), SIGTERM);
+        // The other disk's file is free while the daemon waits, and waiting costs nothing.
+        const std::string file = files / "b";
+        deadline until(default_timeout());
+        const auto is_free = [&] {
+            const unique_fd fd(open(file.c_str(), O_RDWR | O_CLOEXEC));
+            return flock(fd.get(), LOCK_EX | LOCK_NB) == 0;
+        };
+        while (!is_free() && !until.passed())
+            usleep(10000);
+        CHECK(is_free());
+        const auto before = daemon.cpu_time();
+        sleep(1);
+        CHECK(daemon.running());
+        CHECK(daemon.cpu_time() - before < std::chrono::milliseconds(300));
+    }
+    frozen.thaw();
+    guest.reset();
+    daemon.terminate();
 }
 
 } // namespace vql::guest

@@ -53,4 +53,38 @@ TEST_CASE("a serial number is said, and no two disks have the same", "[serial]")
     control.result(disk_add({{"name", "f"}, {"target", "t"}, {"serial", "WD-1234567890"}}));
 }
 
+TEST_CASE("a kept disk that the configuration has no room for waits, and stops no other",
+          "[serial]") {
+    vhost_user_only only("the disks of a killed daemon stay in the module");
+    temporary_directory files("/dev/shm");
+    make_file(files / "f", 16 << 20);
+    const std::string config = null_target("t", "1M") + disk_on("d", "t");
+    test_daemon daemon(config);
+    daemon.control().result(
+        disk_add({{"name", "kept"}, {"file", files / "f"}, {"serial", "later"}}));
+    CHECK(daemon.terminate() == 0);
+    write_text_file(daemon.directory() / "vqlaned.toml",
+                    config + null_target("u", "1M") + disk_on("later", "u"));
+    daemon.start();
+    for (const nlohmann::json& d : daemon.control().result({{"op", "disk_list"}})) {
+        INFO(d.dump());
+        CHECK(d.at("state") == (d.at("name") == "kept" ? "waiting" : "ready"));
+        if (d.at("name") == "kept")
+            CHECK_THAT(d.at("problem"), ContainsSubstring("serial number later"));
+    }
+    CHECK(serial_of(daemon, "later") == "later");
+    // It is served as soon as there is room.
+    daemon.control().result({{"op", "disk_rm"}, {"name", "later"}});
+    deadline until(default_timeout());
+    const auto served = [&] {
+        for (const nlohmann::json& d : daemon.control().result({{"op", "disk_list"}}))
+            if (d.at("name") == "kept" && d.at("state") == "ready")
+                return true;
+        return false;
+    };
+    while (!served() && !until.passed())
+        usleep(100000);
+    CHECK(serial_of(daemon, "kept") == "later");
+}
+
 } // namespace vql::guest

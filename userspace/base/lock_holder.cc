@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "base/lock_holder.h"
 
+#include "base/log.h"
+
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <fcntl.h>
 #include <fstream>
 #include <sstream>
-#include <string>
+#include <sys/file.h>
 #include <sys/sysmacros.h>
+#include <unistd.h>
 
 namespace vql {
 
@@ -41,6 +46,30 @@ bool process_is_ending(pid_t pid) {
             return true;
     }
     return false;
+}
+
+result<unique_fd> take_lock_file(const std::string& folder, const std::string& name,
+                                 const std::string& busy) {
+    // One of us at a time takes or replaces the file, so that two never replace it both.
+    const unique_fd all(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!all || flock(all.get(), LOCK_EX) < 0)
+        return errno_error(folder, errno);
+    const std::string path = folder + "/" + name;
+    for (int tries = 0; tries < 2; tries++) {
+        unique_fd lock(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+        if (!lock)
+            return errno_error(path, errno);
+        if (flock(lock.get(), LOCK_EX | LOCK_NB) == 0)
+            return lock;
+        struct stat st {};
+        const pid_t holder = fstat(lock.get(), &st) == 0 ? lock_holder(st) : 0;
+        if (holder <= 0 || !process_is_ending(holder))
+            break;
+        log_warning(folder + ": process " + std::to_string(holder) +
+                    " was killed and has I/O that does not end; taking its place");
+        unlink(path.c_str());
+    }
+    return error{busy};
 }
 
 } // namespace vql

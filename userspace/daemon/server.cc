@@ -82,7 +82,7 @@ result<void> server::start(bool strict) {
         add_disk(d, {}, if_missing::wait, [&added](result<void> ok) { added = std::move(ok); });
         if (disk_entry* e = find_entry(d.name))
             e->asked = nullptr; // from here on it is told in the list
-        if (!added)
+        if (!added)             // two of one name: load_config() knows no others
             return added;
         // A guest that an earlier daemon has served waits for its own disk, not for all of them.
         loop_.run_once(0);
@@ -113,7 +113,7 @@ result<void> server::settle(bool strict) {
             return error{w->problem()};
     for (const auto& e : entries_)
         if (const std::string why = problem(*e); !why.empty())
-            return error{why};
+            return error{"disk " + e->settings.name + ": " + why};
     return {};
 }
 
@@ -125,28 +125,14 @@ result<void> server::lock_run_dir() {
         chmod(dir.c_str(), 0755);
     else if (errno != EEXIST)
         return errno_error(dir, errno);
-    // One of us at a time takes or replaces the lock file, so that two never replace it both.
-    unique_fd folder(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!folder || flock(folder.get(), LOCK_EX) < 0)
-        return errno_error(dir, errno);
-    const std::string path = dir + "/vqlaned.lock";
-    for (int tries = 0; tries < 2; tries++) {
-        lock_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-        if (!lock_)
-            return errno_error(path, errno);
-        if (flock(lock_.get(), LOCK_EX | LOCK_NB) == 0)
-            return {};
-        // A daemon that was killed keeps its lock while storage hangs, and does nothing any more:
-        // its place is free. What it may still write to is kept from us by the targets' own locks.
-        struct stat st {};
-        const pid_t holder = fstat(lock_.get(), &st) == 0 ? lock_holder(st) : 0;
-        if (holder <= 0 || !process_is_ending(holder))
-            break;
-        log_warning(dir + ": process " + std::to_string(holder) +
-                    " was killed and has I/O that does not end; taking its place");
-        unlink(path.c_str());
-    }
-    return error{dir + " is in use by another vqlaned (give this one its own --run-dir)"};
+    // What a killed one may still write to is kept from us by the targets' own locks.
+    auto lock = take_lock_file(dir, "vqlaned.lock",
+                               dir + " is in use by another vqlaned (give this one its own "
+                                     "--run-dir)");
+    if (!lock)
+        return lock.failure();
+    lock_ = std::move(*lock);
+    return {};
 }
 
 result<void> server::start_pollers() {
@@ -262,24 +248,43 @@ void server::report_orphans() {
                     d.name + " --force");
 }
 
+// Disks are closed at once, and their files as soon as no other disk is on them: should storage
+// that hangs keep one disk, and with it the process, the others can be somebody else's.
 void server::stop(std::function<void()> done) {
-    // Ends that are under way come first; but a VMM may have a disk open for ever.
-    if (std::any_of(entries_.begin(), entries_.end(), [&](const auto& e) {
+    stopped_ = std::move(done);
+    if (keeper_)
+        keeper_->ending();
+    for (const auto& e : entries_) {
+        if (!e->served || (e->now == disk_entry::phase::closing && !e->served->waits_for_vmm()))
+            continue; // or its end is under way, and comes by itself
+        stopping_.push_back(e.get());
+        e->served->close([this, &e = *e] {
+            std::erase(stopping_, &e);
+            for (const extent_config& x : e.settings.extents) {
+                const wanted_target* w = keeper_->find(x.target);
+                const auto users = users_of(x.target);
+                if (w && w->is_file() &&
+                    std::none_of(users.begin(), users.end(), [this](const disk_entry* user) {
+                        return user->now == disk_entry::phase::closing ||
+                               std::find(stopping_.begin(), stopping_.end(), user) !=
+                                   stopping_.end();
+                    }))
+                    keeper_->drop(x.target, [] {});
+            }
+            check_stopped();
+        });
+    }
+    check_stopped();
+}
+
+// Has all that keeps a daemon from its end, ended? A VMM may have a disk open for ever.
+void server::check_stopped() {
+    if (!stopped_ || !stopping_.empty() ||
+        std::any_of(entries_.begin(), entries_.end(), [](const auto& e) {
             return e->now == disk_entry::phase::closing && e->served && !e->served->waits_for_vmm();
         }))
-        return loop_.post([this, done] { stop(done); });
-    std::vector<disk*> all;
-    for (const auto& e : entries_)
-        if (e->served)
-            all.push_back(e->served.get());
-    auto left = std::make_shared<size_t>(all.size());
-    if (all.empty())
-        return done();
-    for (disk* d : all)
-        d->close([left, done] {
-            if (--*left == 0)
-                done();
-        });
+        return;
+    loop_.post(std::exchange(stopped_, nullptr));
 }
 
 void server::once_a_second() {
@@ -292,6 +297,7 @@ void server::once_a_second() {
     });
     keeper_->tick();
     look_at_disks();
+    check_stopped();
     for (const auto& e : entries_)
         if (e->served)
             e->served->tick();

@@ -110,6 +110,7 @@ class server {
     bool settled() const;
     std::vector<disk_entry*> users_of(const std::string& target) const;
     void target_changed(const std::string& name);
+    std::string conflict(const disk_config& c, const disk_entry* self) const;
     void try_disk(disk_entry& e);
     void cannot_serve(disk_entry& e, const std::string& why, bool own_try);
     void remove_served(disk_entry& e, bool force, completion done);
@@ -121,6 +122,7 @@ class server {
     result<void> adopt(disk_entry& e);
     std::vector<vql_disk_next> orphans();
     void report_orphans();
+    void check_stopped();
     void once_a_second();
     disk_services& services() { return *services_; }
 
@@ -135,6 +137,8 @@ class server {
     std::unique_ptr<target_keeper> keeper_;
     std::unique_ptr<disk_services> services_;
     std::vector<std::unique_ptr<disk_entry>> entries_;
+    std::function<void()> stopped_;     // stop() was called, and this is still to be told
+    std::vector<disk_entry*> stopping_; // those that stop() closes
 };
 
 } // namespace vql

@@ -66,25 +66,37 @@ std::string server::problem(const disk_entry& e) const {
     return e.now == phase::ready ? e.served->problem() : e.why;
 }
 
+// Why @c cannot be served beside the disks that are there: those that were there before @self, or
+// are served. A command is refused for it; a disk that was kept from an earlier command waits, and
+// stops no other.
+std::string server::conflict(const disk_config& c, const disk_entry* self) const {
+    if (c.frontend == frontend_type::vhost_user)
+        if (auto path = disk_socket(config_.run_dir, c); !path)
+            return path.failure().text;
+    bool before = true;
+    for (const auto& other : entries_) {
+        before = before && other.get() != self;
+        if (other.get() != self && other->now != phase::closing && (before || other->served) &&
+            disk_serial(other->settings) == disk_serial(c))
+            return "its serial number " + disk_serial(c) + " is that of disk " +
+                   other->settings.name + "; give it another (serial)";
+    }
+    return {};
+}
+
 void server::add_disk(const disk_config& c, const std::vector<target_config>& own_targets,
                       if_missing missing, completion done) {
     if (const disk_entry* old = find_entry(c.name))
         return done(error{old->now == phase::closing
                               ? "disk " + c.name + " is still being removed: " + problem(*old)
                               : "disk " + c.name + " exists already"});
-    for (const auto& other : entries_)
-        if (other->now != phase::closing && disk_serial(other->settings) == disk_serial(c))
-            return done(error{"disk " + c.name + ": its serial number " + disk_serial(c) +
-                              " is that of disk " + other->settings.name +
-                              "; give it another (serial)"});
+    if (const std::string why = conflict(c, nullptr); missing == if_missing::refuse && !why.empty())
+        return done(error{"disk " + c.name + ": " + why});
     auto e = std::make_unique<disk_entry>();
-    if (c.frontend == frontend_type::vhost_user) {
-        auto path = disk_socket(config_.run_dir, c);
-        if (!path)
-            return done(path.failure());
-        e->socket = *path;
-    }
     e->settings = c;
+    if (c.frontend == frontend_type::vhost_user)
+        if (auto path = disk_socket(config_.run_dir, c))
+            e->socket = *path;
     e->refuse = missing == if_missing::refuse;
     e->asked = std::move(done);
     for (const target_config& own : own_targets)
@@ -115,6 +127,8 @@ void server::try_disk(disk_entry& e) {
     }
     if (opening)
         return;
+    if (const std::string why = conflict(e.settings, &e); !why.empty())
+        return cannot_serve(e, why, true);
     auto d = disk::create(e.settings, e.socket, services());
     if (!d)
         return cannot_serve(e, d.failure().text, true);
@@ -256,6 +270,7 @@ void server::end_entry(disk_entry& e, result<void> outcome) {
         auto removal = std::move(e.removal);
         const std::string name = e.settings.name;
         std::erase_if(entries_, [&](const auto& p) { return p.get() == &e; });
+        check_stopped();
         if (outcome)
             log_info("disk " + name + ": removed");
         tell(removal, outcome);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "daemon/state.h"
 
+#include "base/lock_holder.h"
 #include "base/log.h"
 #include "daemon/document.h"
 
@@ -193,7 +194,8 @@ void apply_notes(const disk_notes& notes, config& c, std::vector<std::string>& s
 // Used by one thread at a time: the control thread in open(), then the worker's.
 struct state_store::place {
     std::string folder;
-    unique_fd dir; // locked
+    unique_fd lock;
+    unique_fd dir; // ours while it is open
 
     // The folder is there, and ours. With @make it is made if it is not there.
     result<void> take(bool make);
@@ -216,13 +218,11 @@ result<void> state_store::place::take(bool make) {
     unique_fd opened(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!opened)
         return !make && errno == ENOENT ? result<void>() : errno_error(folder, errno);
-    // One that was killed may take a moment to go.
-    for (int tries = 0; flock(opened.get(), LOCK_EX | LOCK_NB) < 0; tries++) {
-        if (tries == 20)
-            return error{folder +
-                         " is in use by another vqlaned (give this one its own state_dir)"};
-        usleep(100000);
-    }
+    auto taken = take_lock_file(
+        folder, "lock", folder + " is in use by another vqlaned (give this one its own state_dir)");
+    if (!taken)
+        return taken.failure();
+    lock = std::move(*taken);
     dir = std::move(opened);
     return {};
 }

@@ -218,9 +218,10 @@ void target_keeper::close(wanted_target& w, std::unique_ptr<target> t) {
     auto held = std::make_shared<std::unique_ptr<target>>(std::move(t));
     // Behind what was asked for before: that uses the file, or the controller.
     w.worker_.run<void>(
-        [held, served = served_, path] {
+        [held, served = served_, path, forget = !ending_] {
             held->reset();
-            served->keep([&path](const std::string& other) { return other != path; });
+            if (forget)
+                served->keep([&path](const std::string& other) { return other != path; });
             return result<void>();
         },
         [this, &w, held, nvme, controller](result<void> ok) {

@@ -29,6 +29,7 @@ class wanted_target {
     enum class phase : uint8_t { opening, waiting, ready, closing };
 
     const target_config& settings() const { return settings_; }
+    bool is_file() const { return settings_.type == target_type::uring; }
     phase now() const { return now_; }
     // "target NAME (PATH)", as the operator knows it.
     std::string title() const;
@@ -81,6 +82,9 @@ class target_keeper {
     // No disk uses it, and no configuration wants it. @done when nothing of it is open, so that it
     // can be opened again; at once if nobody knows it.
     void drop(const std::string& name, std::function<void()> done);
+    // The daemon ends: what is dropped from now on will be wanted again, and is remembered as
+    // served.
+    void ending() { ending_ = true; }
     // Look again how large @t is, and make a regular file as large as @bytes. @done with the usable
     // size, when storage has answered.
     void grow(target& t, uint64_t bytes, std::function<void(result<uint64_t>)> done);
@@ -112,6 +116,7 @@ class target_keeper {
     const std::vector<std::unique_ptr<poller>>& pollers_;
     const std::shared_ptr<raw_record> served_; // with the workers, whose threads may outlive us
     std::function<void(const std::string&)> changed_;
+    bool ending_ = false;
     std::vector<entry> wanted_, closing_; // together at most VQL_MAX_TARGETS
 };
 
