@@ -402,8 +402,6 @@ void poller::wake(served_queue& q) {
         return;
     q.now = served_queue::state::busy;
     q.last_work_ns = clock_ns();
-    if (VQL_UNLIKELY(traced()))
-        trace_lane(q, vql_lane_kind{}, VQL_LANE_POLL, "taken by a poller");
     disarm(*q.vq);
     busy_.push_back(&q);
     add(stats_.wakeups, 1);
@@ -430,6 +428,8 @@ void poller::add_queue(served_queue& q) {
     busy_.reserve(queues_);
     to_publish_.reserve(queues_);
     starved_.reserve(queues_);
+    if (VQL_UNLIKELY(traced()))
+        trace_lane(q, vql_lane_kind{}, VQL_LANE_POLL, "taken by a poller");
     disarm(*q.vq);
     busy_.push_back(&q);
     if (q.vq->kick)
