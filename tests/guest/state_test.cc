@@ -156,6 +156,38 @@ TEST_CASE("a command that is refused leaves what is kept as it was", "[state]") 
     CHECK(size_of(daemon, "f") == 16 << 20);
 }
 
+TEST_CASE("a size that a command gave a disk stays with its file", "[state]") {
+    vhost_user_only only("a disk that the module has cannot shrink");
+    temporary_directory files("/dev/shm");
+    make_file(files / "f", 16 << 20);
+    make_file(files / "g", 16 << 20);
+    const std::string config = null_target("n", "1G") + disk_on("d", "n");
+    const auto in_files = [&](const std::string& file) {
+        return "[[disk]]\nname = \"f\"\nfile = \"" + file + "\"\n";
+    };
+    test_daemon daemon(config);
+    daemon.control().result(disk_add({{"name", "f"}, {"file", files / "f"}}));
+    daemon.control().result({{"op", "disk_resize"}, {"name", "f"}, {"size", 24 << 20}});
+    const std::string path = daemon.directory() / "vqlaned.toml";
+    SECTION("the same file comes into the configuration") {
+        write_text_file(path, config + in_files(files / "f"));
+        daemon.control().result({{"op", "reload"}});
+        CHECK(size_of(daemon, "f") == 24 << 20);
+    }
+    SECTION("another one does") {
+        write_text_file(path, config + in_files(files / "g"));
+        const json report = daemon.control().result({{"op", "reload"}});
+        CHECK(report.at("replaced") == json::array({"f"}));
+        CHECK(size_of(daemon, "f") == 16 << 20);
+    }
+    SECTION("another one does, at a start") {
+        write_text_file(path, config + in_files(files / "g"));
+        again(daemon, false);
+        CHECK(size_of(daemon, "f") == 16 << 20);
+    }
+    CHECK(std::filesystem::file_size(files / "g") == 16 << 20);
+}
+
 TEST_CASE("a damaged note is named, and loses no other disk", "[state]") {
     temporary_directory files("/dev/shm");
     make_file(files / "f", 16 << 20);

@@ -47,9 +47,10 @@ struct store {
     vql::state_store state;
 };
 
-vql::disk_note resized_to(uint64_t bytes) {
+vql::disk_note resized_to(uint64_t bytes, const std::string& on = "") {
     vql::disk_note note;
     note.resized = bytes;
+    note.on = on;
     return note;
 }
 
@@ -60,6 +61,7 @@ TEST_CASE("a note is read as it was written", "[state]") {
     vql::disk_note note;
     note.added = added;
     note.resized = 3ull << 30;
+    note.on = "file:/x";
     at.add("state/disk-d.toml", note.toml("d"));
     at.add("state/disk-e.toml", resized_to(4ull << 40).toml("e"));
     vql::disk_note gone;
@@ -69,6 +71,7 @@ TEST_CASE("a note is read as it was written", "[state]") {
     REQUIRE(notes.size() == 3);
     CHECK(notes.at("d").added == added);
     CHECK(notes.at("d").resized == 3ull << 30);
+    CHECK(notes.at("d").on == "file:/x");
     CHECK(notes.at("e").added.is_null());
     CHECK(notes.at("e").resized == 4ull << 40);
     CHECK(notes.at(".f").removed);
@@ -120,6 +123,8 @@ TEST_CASE("what commands did is applied to what the files say", "[state]") {
                   "[[disk]]\nname = \"whole\"\ntarget = \"t\"\n"
                   "[[disk]]\nname = \"sized\"\nfile = \"/x\"\nsize = \"1G\"\n"
                   "[[disk]]\nname = \"large\"\nfile = \"/z\"\nsize = \"8G\"\n"
+                  "[[disk]]\nname = \"other\"\nfile = \"/w\"\nsize = \"1G\"\n"
+                  "[[disk]]\nname = \"same\"\nfile = \"/v\"\nsize = \"1G\"\n"
                   "[[disk]]\nname = \"gone\"\nfile = \"/y\"\n"
                   "[[disk]]\nname = \"moved\"\ntarget = \"u\"\nqueues = 2\n");
     REQUIRE(c);
@@ -131,6 +136,8 @@ TEST_CASE("what commands did is applied to what the files say", "[state]") {
     const vql::disk_notes notes = {{"whole", resized_to(2ull << 30)},
                                    {"sized", resized_to(2ull << 30)},
                                    {"large", resized_to(2ull << 30)},
+                                   {"other", resized_to(2ull << 30, "file:/elsewhere")},
+                                   {"same", resized_to(2ull << 30, "file:/v")},
                                    {"gone", gone},
                                    {"d", made},
                                    {"nobody", resized_to(512)},
@@ -162,7 +169,10 @@ TEST_CASE("what commands did is applied to what the files say", "[state]") {
     CHECK(disk("d")->bytes == 5ull << 30);
     CHECK(target("file:/x/\"quoted\" \\ and ü.img").at_least == 5ull << 30);
     CHECK(disk("moved")->queues == 2);
-    CHECK(said.size() == 4); // gone, sized, large, moved
+    CHECK(disk("other")->bytes == 1ull << 30); // a size goes with the bytes that have it
+    CHECK(target("file:/w").at_least == 0);
+    CHECK(disk("same")->bytes == 2ull << 30);
+    CHECK(said.size() == 6); // gone, sized, large, moved, other, same
 }
 
 TEST_CASE("a store writes what was put, and forgets what was taken back", "[state]") {

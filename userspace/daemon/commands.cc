@@ -91,6 +91,7 @@ void commands::resize(const std::string& name, uint64_t bytes, bool transient, c
         return server_.resize_disk(name, bytes, std::move(done));
     disk_note note = before ? *before : disk_note();
     note.resized = bytes;
+    note.on = place_of(server_.find_entry(name)->settings, server_.settings());
     resizing_.insert(name);
     const auto end = [this, name, done = std::move(done)](result<void> ok) {
         resizing_.erase(name);

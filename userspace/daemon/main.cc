@@ -38,8 +38,8 @@ flags parse_flags(int argc, char** argv) {
     flags f;
     std::string run_dir, state_dir, bpf_dir, bpf, spin, level, registration;
     std::vector<int> pollers;
-    CLI::App app{"vqlaned serves virtual disks to KVM guests. See vqlane(1) for the command that "
-                 "steers it."};
+    CLI::App app{"vqlaned serves virtual disks to KVM guests. See vqlane --help for the command "
+                 "that steers it."};
     app.set_version_flag("--version", std::string("vqlaned ") + version());
     app.add_option("--config", f.config_path, "configuration file")->capture_default_str();
     app.add_option("--run-dir", run_dir, "folder for sockets");
@@ -174,6 +174,17 @@ int run(int argc, char** argv) {
         return 1;
     }
     if (f.check) {
+        // What commands did goes over the files, and is to be readable as well.
+        std::vector<std::string> wrong, said;
+        const disk_notes notes = read_notes(text.settings.state_dir, wrong);
+        config with = text.settings;
+        apply_notes(notes, with, said);
+        for (const std::string& line : said)
+            log_info(line);
+        for (const std::string& line : wrong)
+            log_error(line);
+        if (!wrong.empty())
+            return 1;
         std::printf("%s: ok\n", f.config_path.c_str());
         return 0;
     }

@@ -343,8 +343,11 @@ std::function<void()> apply_config(event_loop& loop, server& s, state_store& sta
     disk_notes notes;
     for (const auto& [name, note] : state.notes()) {
         disk_note kept = note;
-        if (named(files.disks, name))
+        if (const disk_config* d = named(files.disks, name)) {
             kept.added = nullptr;
+            if (!kept.on.empty() && kept.on != place_of(*d, files)) // another disk of that name
+                kept.resized = 0;
+        }
         if (note.removed || (kept.added.is_null() && !kept.resized)) {
             changed.emplace_back(name, std::nullopt);
             continue;

@@ -30,11 +30,13 @@ std::string file_name(const std::string& disk) {
 struct sized {
     std::string name;
     uint64_t bytes = 0;
+    std::string on;
 };
 
 constexpr field<sized> resized_fields[] = {
     {"name", [](const spot& at, sized& s) { return read_string(at, s.name); }, true},
     {"size", [](const spot& at, sized& s) { return read_size(at, false, s.bytes); }, true},
+    {"on", [](const spot& at, sized& s) { return read_string(at, s.on); }},
 };
 constexpr field<sized> removed_fields[] = {
     {"name", [](const spot& at, sized& s) { return read_string(at, s.name); }, true},
@@ -70,6 +72,7 @@ disk_note read_note(const document& d, const std::string& name, problems& found)
         sized s;
         read_table<sized>(table, resized_fields, s);
         note.resized = s.bytes;
+        note.on = s.on;
     });
     read_note(at, "removed", name, [&](const spot& table) {
         sized s;
@@ -116,8 +119,12 @@ std::string disk_note::toml(const std::string& name) const {
     json root = json::object();
     if (!added.is_null())
         root["disk"] = json::array({added});
-    if (resized)
-        root["resized"] = json::array({{{"name", name}, {"size", resized}}});
+    if (resized) {
+        json table = {{"name", name}, {"size", resized}};
+        if (!on.empty())
+            table["on"] = on;
+        root["resized"] = json::array({table});
+    }
     if (removed)
         root["removed"] = json::array({{{"name", name}}});
     return "# What commands did with this disk, kept by vqlaned over restarts.\n" + to_toml(root);
@@ -142,6 +149,20 @@ disk_notes read_notes(const std::string& folder, std::vector<std::string>& wrong
             wrong.push_back(found.joined().text);
     }
     return notes;
+}
+
+std::string place_of(const disk_config& d, const config& c) {
+    std::string place;
+    for (const extent_config& e : d.extents) {
+        std::string one = e.target; // made for the disk: says it itself
+        for (const target_config& t : c.targets)
+            if (t.name == e.target && !made_for_disk(t.name))
+                one = t.type == target_type::uring  ? "file:" + t.path
+                      : t.type == target_type::nvme ? t.device + "/" + std::to_string(t.nsid)
+                                                    : t.name;
+        place += (place.empty() ? "" : " ") + one;
+    }
+    return place;
 }
 
 void apply_notes(const disk_notes& notes, config& c, std::vector<std::string>& said) {
@@ -170,6 +191,11 @@ void apply_notes(const disk_notes& notes, config& c, std::vector<std::string>& s
         }
         if (d == c.disks.end() || !note.resized)
             continue;
+        if (const std::string place = place_of(*d, c); !note.on.empty() && note.on != place) {
+            said.push_back(what + " is on " + place + " now: the size that a command gave it on " +
+                           note.on + " no longer counts");
+            continue;
+        }
         if (d->bytes > note.resized) {
             said.push_back(what + ": of " + std::to_string(d->bytes) +
                            " bytes, as configured, which is more than the " +

@@ -31,6 +31,7 @@ namespace vql {
 struct disk_note {
     nlohmann::json added; // the keys of its [[disk]]; null: the configuration has it
     uint64_t resized = 0; // bytes, at least; 0: as it says itself
+    std::string on;       // resized: where the bytes are that became so many; empty: anywhere
     bool removed = false; // and nothing else
 
     std::string toml(const std::string& name) const;
@@ -42,6 +43,10 @@ using disk_notes = std::map<std::string, disk_note>;
 // Those in @folder, which need not be there. What cannot be read, or is no note, is told in @wrong,
 // a line for each file, and is left alone.
 disk_notes read_notes(const std::string& folder, std::vector<std::string>& wrong);
+
+// Where the bytes of @d, one of @c's, are: other files and drives are another disk, whatever its
+// name.
+std::string place_of(const disk_config& d, const config& c);
 
 // Add to @c the disks that commands added, and take from it those that commands removed. Sizes are
 // the larger of what @c and a command say. What an operator should know of that goes to @said.
