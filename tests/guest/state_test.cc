@@ -186,6 +186,10 @@ TEST_CASE("a size that a command gave a disk stays with its file", "[state]") {
         CHECK(size_of(daemon, "f") == 16 << 20);
     }
     CHECK(std::filesystem::file_size(files / "g") == 16 << 20);
+    // One that is not there yet is told as waiting.
+    write_text_file(path, config + disk_on("late", "l") + file_target("l", files / "none"));
+    const json report = daemon.control().result({{"op", "reload"}});
+    CHECK(report.at("waiting").at(0).at("name") == "late");
 }
 
 TEST_CASE("a damaged note is named, and loses no other disk", "[state]") {

@@ -12,6 +12,10 @@ std::string reload_text(const json& report) {
     for (const char* what : {"added", "removed", "replaced", "resized", "changed"})
         for (const json& name : report.at(what))
             text += std::string(what) + " " + name.get<std::string>() + "\n";
+    // A daemon of an earlier version does not say it.
+    for (const json& one : report.value("waiting", json::array()))
+        text += "waiting: " + one.at("name").get<std::string>() + ": " +
+                one.at("why").get<std::string>() + "\n";
     for (const json& one : report.at("refused"))
         text += "not done: " + one.at("name").get<std::string>() + ": " +
                 one.at("why").get<std::string>() + "\n";

@@ -76,17 +76,42 @@ class planner {
         if (contains(list, r.settings.name))
             return true;
         if (r.connected) {
-            refuse(
-                r.settings.name,
-                &list == &plan_.remove
-                    ? "is not in the files any more, but has a guest connected; detach that, and "
-                      "reload again"
-                    : "differs from the files in what cannot change while its guest is "
-                      "connected; detach that, and reload again");
+            refuse(r.settings.name,
+                   &list == &plan_.remove
+                       ? std::string("is not in the files any more, but has a guest connected; "
+                                     "detach that, and "
+                                     "reload again")
+                       : "differs from the files in " + differences(r.settings) +
+                             ", which cannot change while its guest is connected; detach that, and "
+                             "reload again");
             return false;
         }
         list.push_back(r.settings.name);
         return true;
+    }
+
+    // The keys, of those that only a new disk has, that the files have otherwise.
+    std::string differences(const disk_config& is) const {
+        const disk_config* const wanted = named(next_.disks, is.name);
+        std::string keys;
+        const auto compare = [&](const char* key, bool same) {
+            if (!same)
+                keys += (keys.empty() ? "" : ", ") + std::string(key);
+        };
+        if (!wanted)
+            return "target";
+        compare("target, file or extents", is.extents == wanted->extents);
+        compare("chunk_size", is.chunk_bytes == wanted->chunk_bytes);
+        compare("read_only", is.read_only == wanted->read_only);
+        compare("serial", is.serial == wanted->serial);
+        compare("format", is.raw == wanted->raw);
+        compare("discard", is.discard == wanted->discard);
+        compare("queues", is.queues == wanted->queues);
+        compare("queue_size", is.queue_size == wanted->queue_size);
+        compare("frontend", is.frontend == wanted->frontend);
+        compare("lane", is.lane == wanted->lane);
+        compare("socket", is.socket == wanted->socket);
+        return keys.empty() ? "its target" : keys;
     }
 
     void compare(const disk_config& d) {
@@ -167,7 +192,8 @@ class change : public std::enable_shared_from_this<change> {
 
     void start(const reload_plan& plan,
                std::vector<std::pair<std::string, std::optional<disk_note>>> notes) {
-        for (const char* key : {"added", "removed", "replaced", "resized", "changed", "refused"})
+        for (const char* key :
+             {"added", "removed", "replaced", "resized", "changed", "waiting", "refused"})
             report_[key] = json::array();
         for (const auto& r : plan.refused)
             refuse(r.name, r.why);
@@ -250,6 +276,10 @@ class change : public std::enable_shared_from_this<change> {
                 self->refuse(now.name, ok.failure().text);
             else if (*now.as)
                 self->report_[now.as].push_back(now.name);
+            if (const disk_entry* e = self->server_.find_entry(now.name);
+                ok && e && e->now == disk_entry::phase::waiting)
+                self->report_["waiting"].push_back(
+                    {{"name", now.name}, {"why", self->server_.problem(*e)}});
             self->loop_.post([self] { self->go_on(); });
         });
     }
@@ -285,12 +315,14 @@ class change : public std::enable_shared_from_this<change> {
             refuse("daemon." + key, "takes effect when vqlaned is started again");
         for (const auto& part : report_.items())
             for (const json& one : part.value()) {
-                const bool refused = part.key() == "refused";
                 const std::string name =
-                    refused ? one["name"].get<std::string>() : one.get<std::string>();
-                log(refused ? log_level::warning : log_level::info,
-                    "reload: " + name +
-                        (refused ? ": " + one["why"].get<std::string>() : " " + part.key()));
+                    one.is_object() ? one["name"].get<std::string>() : one.get<std::string>();
+                if (one.is_object())
+                    log_warning("reload: " + name +
+                                (part.key() == "waiting" ? ": waiting: " : ": ") +
+                                one["why"].get<std::string>());
+                else
+                    log_info("reload: " + name + " " + part.key());
             }
         log_info("reload: done");
         done_(std::move(report_));

@@ -51,8 +51,8 @@ std::vector<std::string> need_restart(const config& now, const config& next);
 // Make what @s serves what @files say, with what commands did: a disk that a command removed comes
 // back, or its note goes. One step after the other, each of which may be refused; a guest that is
 // connected keeps its disk. @done with {"added", "removed", "replaced", "resized", "changed":
-// names, "refused": [{"name", "why"}]}; all of it is logged, too. What is returned is to be called
-// once a second until then: a step that takes too long is left to itself.
+// names, "waiting" and "refused": [{"name", "why"}]}; all of it is logged, too. What is returned is
+// to be called once a second until then: a step that takes too long is left to itself.
 std::function<void()> apply_config(event_loop& loop, server& s, state_store& state,
                                    const config& files, std::function<void(nlohmann::json)> done);
 
