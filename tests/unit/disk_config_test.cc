@@ -21,8 +21,9 @@ TEST_CASE("a serial number is 1 to 20 characters, and one disk's", "[config]") {
     vql::disk_config a, b;
     a.name = std::string(20, 'n');
     CHECK(vql::disk_serial(a) == a.name);
-    a.name = std::string(62, 'n') + "a";
-    b.name = std::string(62, 'n') + "b";
+    const std::string begin(62, 'n');
+    a.name = begin + "a";
+    b.name = begin + "b";
     CHECK(vql::disk_serial(a) != vql::disk_serial(b));
     CHECK(vql::disk_serial(a).size() == 20);
     CHECK(vql::disk_serial(a).substr(0, 10) == "nnnnnnnnn-");
