@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 #include <utility>
 
@@ -244,6 +245,12 @@ result<void> state_store::place::take(bool make) {
     unique_fd opened(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!opened)
         return !make && errno == ENOENT ? result<void>() : errno_error(folder, errno);
+    // Where nothing can be written nobody needs a lock, and what is there can be read.
+    struct statvfs fs {};
+    if (fstatvfs(opened.get(), &fs) == 0 && fs.f_flag & ST_RDONLY) {
+        dir = std::move(opened);
+        return {};
+    }
     auto taken = take_lock_file(
         folder, "lock", folder + " is in use by another vqlaned (give this one its own state_dir)");
     if (!taken)
