@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <fcntl.h>
 #include <fstream>
 #include <sstream>
@@ -15,21 +16,28 @@
 
 namespace vql {
 
+bool lock_line::is_on(const struct stat& st) const {
+    return inode == st.st_ino && device == st.st_dev;
+}
+
+std::optional<lock_line> parse_lock(const std::string& text) {
+    lock_line l;
+    std::istringstream words(text);
+    std::string number, mode, access, file, last;
+    unsigned device_major = 0, device_minor = 0;
+    if (!(words >> number >> l.type >> mode >> access >> l.pid >> file >> l.first >> last) ||
+        std::sscanf(file.c_str(), "%x:%x:%lu", &device_major, &device_minor, &l.inode) != 3)
+        return {}; // "1: -> FLOCK …": one that waits
+    l.device = makedev(device_major, device_minor);
+    l.last = last == "EOF" ? UINT64_MAX : std::strtoull(last.c_str(), nullptr, 10);
+    return l;
+}
+
 pid_t lock_holder(const struct stat& st) {
     std::ifstream locks("/proc/locks");
-    std::string line;
-    while (std::getline(locks, line)) { // "1: FLOCK  ADVISORY  WRITE 4242 fe:01:131 0 EOF"
-        std::istringstream words(line);
-        std::string number, type, mode, access, file;
-        pid_t pid = 0;
-        unsigned major_number = 0, minor_number = 0;
-        unsigned long inode = 0;
-        if (words >> number >> type >> mode >> access >> pid >> file && type == "FLOCK" &&
-            std::sscanf(file.c_str(), "%x:%x:%lu", &major_number, &minor_number, &inode) == 3 &&
-            inode == st.st_ino && major_number == major(st.st_dev) &&
-            minor_number == minor(st.st_dev))
-            return pid;
-    }
+    for (std::string line; std::getline(locks, line);)
+        if (const auto l = parse_lock(line); l && l->type == "FLOCK" && l->is_on(st))
+            return l->pid;
     return 0;
 }
 

@@ -32,31 +32,6 @@ namespace {
 
 // ---- who holds a lock ----
 
-// "1: FLOCK  ADVISORY  WRITE 4242 fe:01:131 0 EOF", in /proc/locks and behind "lock:" in a
-// descriptor's fdinfo. The pid of an OFDLCK is -1.
-struct lock_line {
-    std::string type;
-    pid_t pid = 0;
-    unsigned major = 0, minor = 0;
-    unsigned long inode = 0;
-    uint64_t first = 0, last = 0; // bytes; neighbours that one holds are one line
-
-    bool is_on(const struct stat& st) const {
-        return inode == st.st_ino && major == ::major(st.st_dev) && minor == ::minor(st.st_dev);
-    }
-};
-
-std::optional<lock_line> parse_lock(const std::string& text) {
-    lock_line l;
-    std::istringstream words(text);
-    std::string number, mode, access, file, last;
-    if (!(words >> number >> l.type >> mode >> access >> l.pid >> file >> l.first >> last) ||
-        std::sscanf(file.c_str(), "%x:%x:%lu", &l.major, &l.minor, &l.inode) != 3)
-        return {}; // "1: -> FLOCK …": one that waits
-    l.last = last == "EOF" ? UINT64_MAX : std::strtoull(last.c_str(), nullptr, 10);
-    return l;
-}
-
 // A process that holds QEMU's lock of byte @byte by a descriptor other than our @fd; 0: nobody, or
 // one that we may not look at. Its fdinfo tells, without a look at the file itself, which may hang.
 pid_t byte_holder(int fd, const struct stat& st, uint64_t byte) {
