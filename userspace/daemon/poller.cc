@@ -377,7 +377,9 @@ void poller::rest_idle(uint64_t now) {
             return false;
         if (VQL_UNLIKELY(q->starved)) { // a kick could not have it served
             q->now = served_queue::state::idle;
-            starved_.push_back(q);
+            // It may be there already: a kick wakes it all the same, and it comes back.
+            if (std::find(starved_.begin(), starved_.end(), q) == starved_.end())
+                starved_.push_back(q);
             return true;
         }
         if (arm(vq)) {
