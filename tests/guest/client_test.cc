@@ -26,17 +26,8 @@ std::string disks_of(unsigned count) {
     return text;
 }
 
-nlohmann::json entry_of(const test_daemon& daemon, const std::string& disk) {
-    for (const nlohmann::json& entry : daemon.control().result({{"op", "disk_list"}})) {
-        if (entry.at("name") == disk) {
-            return entry;
-        }
-    }
-    throw guest_error("the daemon has no disk " + disk);
-}
-
 bool has_problem(const test_daemon& daemon, const std::string& text) {
-    return entry_of(daemon, "d0").at("problem").get<std::string>().find(text) != std::string::npos;
+    return daemon.entry("d0").at("problem").get<std::string>().find(text) != std::string::npos;
 }
 
 unsigned count_in(const std::string& text, const std::string& what) {
@@ -73,7 +64,7 @@ TEST_CASE("a second VMM on a disk is turned away at once, and named", "[client]"
     test_daemon daemon(disks_of(1));
     std::string path = daemon.device("d0");
     std::string self = "pid " + std::to_string(getpid()) + " (";
-    CHECK(entry_of(daemon, "d0").at("client").is_null());
+    CHECK(daemon.entry("d0").at("client").is_null());
     auto first = std::make_unique<test_guest>(path);
     {
         vhost_user_client second(path);
@@ -82,7 +73,7 @@ TEST_CASE("a second VMM on a disk is turned away at once, and named", "[client]"
     CHECK(first->driver.flush().status == blk_ok);
     CHECK(daemon.wait_log("disk d0: turned away " + self));
     CHECK(daemon.log().find("in use by " + self) != std::string::npos);
-    nlohmann::json entry = entry_of(daemon, "d0");
+    nlohmann::json entry = daemon.entry("d0");
     CHECK(entry.at("client").at("pid") == getpid());
     CHECK(!entry.at("client").at("command").get<std::string>().empty());
     CHECK(entry.at("refused_clients").at("count") == 1);
@@ -93,7 +84,7 @@ TEST_CASE("a second VMM on a disk is turned away at once, and named", "[client]"
         first = std::make_unique<test_guest>(path);
         CHECK(first->driver.flush().status == blk_ok);
     }
-    CHECK(entry_of(daemon, "d0").at("refused_clients").at("count") == 1);
+    CHECK(daemon.entry("d0").at("refused_clients").at("count") == 1);
 }
 
 TEST_CASE("what a client can have the daemon say is one line a second", "[client]") {

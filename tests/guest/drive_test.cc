@@ -444,7 +444,7 @@ TEST_CASE("namespaces that a disk names are opened with it, all or none, and clo
         }
     }
     // When the answer is here, another may have the drives.
-    control.result({{"op", "disk_rm"}, {"name", "d"}});
+    daemon.remove("d");
     CHECK(open_controllers(daemon.pid()) == 0);
 }
 

@@ -175,12 +175,24 @@ std::string test_daemon::device(const std::string& disk) const {
     if (!vdpa_world()) {
         return socket(disk);
     }
-    for (const nlohmann::json& entry : control().result({{"op", "disk_list"}})) {
-        if (entry.at("name") == disk) {
-            return entry.at("device");
-        }
-    }
-    throw guest_error("the daemon has no disk " + disk);
+    const nlohmann::json found = entry(disk);
+    if (found.is_null())
+        throw guest_error("the daemon has no disk " + disk);
+    return found.at("device");
+}
+
+nlohmann::json test_daemon::entry(const std::string& disk) const {
+    for (const nlohmann::json& one : control().result({{"op", "disk_list"}}))
+        if (one.at("name") == disk)
+            return one;
+    return nullptr;
+}
+
+void test_daemon::remove(const std::string& disk) const {
+    const deadline until(default_timeout());
+    while (entry(disk).value("connected", false) && !until.passed())
+        usleep(1000);
+    control().result({{"op", "disk_rm"}, {"name", disk}});
 }
 
 std::future<void> test_daemon::remove_by_force(const std::string& disk) const {

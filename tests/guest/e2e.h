@@ -55,6 +55,10 @@ class test_daemon : public daemon_process {
 
     // Where a guest finds the disk: its socket, or its device node.
     std::string device(const std::string& disk) const;
+    // As disk_list has the disk; null if there is none of that name.
+    nlohmann::json entry(const std::string& disk) const;
+    // Removes a disk whose guest, if it had one, has left it: the daemon sees that a moment later.
+    void remove(const std::string& disk) const;
     // Removes a disk that a guest has, by force; a vDPA disk ends, and the reply comes, no later
     // than its guest lets go of it. get() throws if it is refused.
     std::future<void> remove_by_force(const std::string& disk) const;

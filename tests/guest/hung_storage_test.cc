@@ -102,18 +102,11 @@ class freezable_folder {
     bool frozen_ = false;
 };
 
-json entry_of(const test_daemon& daemon, const std::string& disk) {
-    for (const json& e : daemon.control().result({{"op", "disk_list"}}))
-        if (e.at("name") == disk)
-            return e;
-    return {};
-}
-
 // Until the daemon says that @disk is in @state.
 void wait_state(const test_daemon& daemon, const std::string& disk, const std::string& state) {
     deadline until(default_timeout());
     for (;;) {
-        const json e = entry_of(daemon, disk);
+        const json e = daemon.entry(disk);
         if ((e.is_null() ? "gone" : e.at("state").get<std::string>()) == state)
             return;
         INFO(e.dump());
@@ -155,7 +148,7 @@ TEST_CASE("a disk whose target is missing waits, and is served when it is there"
                        disk_on("d", "n"));
     test_guest other(daemon.socket("d"));
     check_alive(daemon, other);
-    const json waiting = entry_of(daemon, "late");
+    const json waiting = daemon.entry("late");
     CHECK(waiting.at("state") == "waiting");
     CHECK_THAT(waiting.at("problem"),
                ContainsSubstring(image) && ContainsSubstring("No such file"));
@@ -167,8 +160,8 @@ TEST_CASE("a disk whose target is missing waits, and is served when it is there"
 
     make_file(image, 16 << 20);
     wait_state(daemon, "late", "ready");
-    CHECK(entry_of(daemon, "late").at("problem") == "");
-    CHECK(entry_of(daemon, "late").at("size") == 16 << 20);
+    CHECK(daemon.entry("late").at("problem") == "");
+    CHECK(daemon.entry("late").at("size") == 16 << 20);
     test_guest guest(daemon.socket("late"));
     CHECK(guest.driver.flush().status == blk_ok);
 }
@@ -185,12 +178,12 @@ TEST_CASE("a disk that waits can be removed, and stays removed", "[storage]") {
         daemon.control().error({{"op", "disk_add"}, {"name", "d"}, {"file", files / "other"}}),
         ContainsSubstring("vqlane reload"));
     daemon.control().result({{"op", "disk_add"}, {"name", "o"}, {"file", files / "other"}});
-    CHECK(entry_of(daemon, "o").at("state") == "ready");
+    CHECK(daemon.entry("o").at("state") == "ready");
     // By command there is no waiting: it works, or it is refused.
     CHECK_THAT(
         daemon.control().error({{"op", "disk_add"}, {"name", "e"}, {"file", files / "none"}}),
         ContainsSubstring("No such file"));
-    CHECK(entry_of(daemon, "e").is_null());
+    CHECK(daemon.entry("e").is_null());
 }
 
 TEST_CASE("a target in a device folder, or in one that is missing, is not to be made",
@@ -200,9 +193,9 @@ TEST_CASE("a target in a device folder, or in one that is missing, is not to be 
     test_daemon daemon(file_target("t", "/dev/vqlane-test-none") +
                        file_target("u", files / "none/image") + disk_on("d", "t") +
                        disk_on("e", "u"));
-    CHECK(entry_of(daemon, "d").at("problem").get<std::string>().find("truncate") ==
+    CHECK(daemon.entry("d").at("problem").get<std::string>().find("truncate") ==
           std::string::npos);
-    CHECK(entry_of(daemon, "e").at("problem").get<std::string>().find("truncate") ==
+    CHECK(daemon.entry("e").at("problem").get<std::string>().find("truncate") ==
           std::string::npos);
 }
 
@@ -222,10 +215,10 @@ TEST_CASE("storage that hangs as a disk is added, grown or removed stops nobody 
     sleep(2);
     CHECK_FALSE(is_done(grown));
     check_alive(daemon, other);
-    CHECK_THAT(entry_of(daemon, "hung").at("problem"), ContainsSubstring(frozen / "a"));
+    CHECK_THAT(daemon.entry("hung").at("problem"), ContainsSubstring(frozen / "a"));
     if (!is_done(added)) { // opening it wants to know whether it can punch holes
-        CHECK(entry_of(daemon, "more").at("state") == "opening");
-        CHECK_THAT(entry_of(daemon, "more").at("problem"), ContainsSubstring(frozen / "b"));
+        CHECK(daemon.entry("more").at("state") == "opening");
+        CHECK_THAT(daemon.entry("more").at("problem"), ContainsSubstring(frozen / "b"));
     }
     { // who asks, and goes, takes a disk that is being added with it
         control_client gone = daemon.control();
@@ -273,8 +266,8 @@ TEST_CASE("a daemon that is killed while storage hangs leaves everything else to
     daemon.start();
     test_guest other(daemon.socket("d"));
     check_alive(daemon, other);
-    CHECK(entry_of(daemon, "hung").at("state") != "ready");
-    CHECK_THAT(entry_of(daemon, "hung").at("problem"), ContainsSubstring(frozen / "a"));
+    CHECK(daemon.entry("hung").at("state") != "ready");
+    CHECK_THAT(daemon.entry("hung").at("problem"), ContainsSubstring(frozen / "a"));
     frozen.thaw();
     wait_state(daemon, "hung", "ready");
     check_alive(daemon, other);
@@ -328,7 +321,7 @@ TEST_CASE("a guest's requests on storage that hangs keep no other disk waiting",
         auto removed = ask(daemon, {{"op", "disk_rm"}, {"name", "hung"}, {"force", true}});
         REQUIRE(removed.wait_for(within(8)) == std::future_status::ready);
         CHECK(removed.get().at("ok") == true);
-        CHECK(entry_of(daemon, "hung").at("state") == "closing");
+        CHECK(daemon.entry("hung").at("state") == "closing");
         check_alive(daemon, other);
         frozen.thaw();
         wait_state(daemon, "hung", "gone");
@@ -363,7 +356,7 @@ TEST_CASE("a daemon with I/O that hangs leaves what commands did, and others' fi
     SECTION("killed") {
         daemon.kill_and_leave();
         daemon.start();
-        CHECK(entry_of(daemon, "kept").at("name") == "kept");
+        CHECK(daemon.entry("kept").at("name") == "kept");
         make_file(files / "e", 16 << 20);
         daemon.control().result({{"op", "disk_add"}, {"name", "more"}, {"file", files / "e"}});
     }

@@ -42,7 +42,7 @@ struct image_test : vhost_user_only {
     void add(const std::string& path, bool read_only = false) const {
         daemon.control().result(add_of(path, read_only));
     }
-    void remove() const { daemon.control().result({{"op", "disk_rm"}, {"name", "d"}}); }
+    void remove() const { daemon.remove("d"); }
     // Can it be served now, and is it let go of then?
     void add_and_remove(bool read_only = false) const {
         add(file, read_only);

@@ -29,14 +29,6 @@ struct reloaded_daemon : test_daemon {
         write_text_file(directory() / "vqlaned.toml", text);
     }
     json reload() const { return control().result({{"op", "reload"}}); }
-    json disk(const std::string& name) const {
-        for (const json& entry : control().result({{"op", "disk_list"}})) {
-            if (entry.at("name") == name) {
-                return entry;
-            }
-        }
-        return nullptr;
-    }
 };
 
 json refusal(const json& report, const std::string& name) {
@@ -74,10 +66,10 @@ TEST_CASE("a reload does what the files say, and touches nothing else", "[reload
     CHECK(report.at("resized") == json{"a"});
     CHECK(report.at("changed") == json{"daemon.log_level"});
     CHECK(report.at("refused").empty());
-    CHECK(daemon.disk("a").at("size") == 24 << 20);
-    CHECK(daemon.disk("b").is_null());
-    CHECK_FALSE(daemon.disk("f").is_null());
-    CHECK_FALSE(daemon.disk("g").is_null());
+    CHECK(daemon.entry("a").at("size") == 24 << 20);
+    CHECK(daemon.entry("b").is_null());
+    CHECK_FALSE(daemon.entry("f").is_null());
+    CHECK_FALSE(daemon.entry("g").is_null());
     CHECK(guest.goes_on());
     test_guest added(daemon.device("c"));
     CHECK(added.driver.flush().status == blk_ok);
@@ -96,20 +88,20 @@ TEST_CASE("a reload refuses by name what a guest would lose", "[reload]") {
     CHECK_THAT(refusal(report, "daemon.spin").get<std::string>(),
                ContainsSubstring("started again"));
     CHECK(report.at("replaced") == json{"c"});
-    CHECK(daemon.disk("c").at("queues") == 2);
-    CHECK(daemon.disk("b").at("queues") == 1);
+    CHECK(daemon.entry("c").at("queues") == 2);
+    CHECK(daemon.entry("b").at("queues") == 1);
     CHECK(a->driver.flush().status == blk_ok);
     CHECK(b.driver.flush().status == blk_ok);
     CHECK_THAT(daemon.log(), ContainsSubstring("warning: reload: b: "));
     // What was refused is done when it can be.
     a.reset();
     deadline until(default_timeout());
-    while (daemon.disk("a").at("connected") == true) {
+    while (daemon.entry("a").at("connected") == true) {
         REQUIRE_FALSE(until.passed());
         usleep(1000);
     }
     CHECK(daemon.reload().at("removed") == json{"a"});
-    CHECK(daemon.disk("a").is_null());
+    CHECK(daemon.entry("a").is_null());
 }
 
 TEST_CASE("files that are wrong change nothing at all", "[reload]") {

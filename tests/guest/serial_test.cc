@@ -17,9 +17,7 @@ std::string serial_of(const test_daemon& daemon, const std::string& disk) {
     test_guest guest(daemon.device(disk));
     std::string id;
     REQUIRE(guest.driver.get_id(id).status == blk_ok);
-    for (const nlohmann::json& d : daemon.control().result({{"op", "disk_list"}}))
-        if (d.at("name") == disk)
-            CHECK(d.at("serial") == id);
+    CHECK(daemon.entry(disk).at("serial") == id);
     return id;
 }
 
@@ -49,7 +47,7 @@ TEST_CASE("a serial number is said, and no two disks have the same", "[serial]")
     add["serial"] = "d"; // a name is taken only by the disk that has no other number
     control.result(add);
     CHECK(serial_of(daemon, "e") == "d");
-    control.result({{"op", "disk_rm"}, {"name", "d"}});
+    daemon.remove("d");
     control.result(disk_add({{"name", "f"}, {"target", "t"}, {"serial", "WD-1234567890"}}));
 }
 
@@ -74,15 +72,9 @@ TEST_CASE("a kept disk that the configuration has no room for waits, and stops n
     }
     CHECK(serial_of(daemon, "later") == "later");
     // It is served as soon as there is room.
-    daemon.control().result({{"op", "disk_rm"}, {"name", "later"}});
+    daemon.remove("later");
     deadline until(default_timeout());
-    const auto served = [&] {
-        for (const nlohmann::json& d : daemon.control().result({{"op", "disk_list"}}))
-            if (d.at("name") == "kept" && d.at("state") == "ready")
-                return true;
-        return false;
-    };
-    while (!served() && !until.passed())
+    while (daemon.entry("kept").at("state") != "ready" && !until.passed())
         usleep(100000);
     CHECK(serial_of(daemon, "kept") == "later");
 }

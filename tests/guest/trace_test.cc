@@ -50,8 +50,20 @@ struct running_command {
         }
         return all;
     }
+    // It is attached: only then does SIGINT end it with its sums.
+    bool catches_interrupts() const {
+        std::istringstream status(
+            read_text_file("/proc/" + std::to_string(child.pid()) + "/status"));
+        for (std::string line; std::getline(status, line);)
+            if (line.starts_with("SigCgt:"))
+                return std::stoull(line.substr(7), nullptr, 16) >> (SIGINT - 1) & 1;
+        return false;
+    }
     // Everything, when it was told to end.
     std::vector<json> stop() {
+        const deadline until(default_timeout());
+        while (child.running() && !catches_interrupts() && !until.passed())
+            usleep(10000);
         child.send_signal(SIGINT);
         INFO(errors());
         REQUIRE(child.wait() == 0);
