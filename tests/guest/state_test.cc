@@ -33,11 +33,8 @@ uint64_t size_of(const test_daemon& daemon, const std::string& name) {
     deadline until(default_timeout());
     uint64_t size = 0;
     do {
-        for (const json& disk : daemon.control().result({{"op", "disk_list"}})) {
-            if (disk.at("name") == name) {
-                size = disk.at("size");
-            }
-        }
+        if (const json disk = daemon.entry(name); !disk.is_null())
+            size = disk.at("size");
     } while (size == 0 && !until.passed() && usleep(10000) == 0);
     return size;
 }
@@ -92,6 +89,8 @@ TEST_CASE("disks that commands made, resized and removed are so after a restart"
     again(daemon);
     CHECK(names(daemon) == set{"d", "e", "f"});
     CHECK(size_of(daemon, "e") == 768 << 20);
+    if (vdpa_world()) // the module keeps what the first daemon had when it was killed
+        daemon.control().result({{"op", "disk_rm"}, {"name", "h"}});
 }
 
 TEST_CASE("a transient change is of this daemon only", "[state]") {

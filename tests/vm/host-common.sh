@@ -90,6 +90,10 @@ unload_module() {
         ! rmmod vqlane 2>/dev/null || return 0
         sleep 0.3
     done
+    # Who has it: disks, processes, programs.
+    compgen -G '/sys/bus/vdpa/devices/vqlane-*'
+    find /proc/[0-9]*/fd -lname '/dev/v*' -printf '%p: %l\n' 2>/dev/null
+    bpftool link show 2>/dev/null | grep -A 3 struct_ops
     rmmod vqlane
 }
 
@@ -360,6 +364,7 @@ e2e() {
     shift
     report "$VQL_TOP/tests/vm/catch-report" "$VQL_BUILD/tests/e2e_test" "$@"
     check "no page stays pinned" is "$(pinned_pages)" "$pinned"
+    check "no disk stays in the module" fails compgen -G '/sys/bus/vdpa/devices/vqlane-*'
 }
 
 # reads_back: the kernel's driver, which has drive vql-two back, reads what the tests left. The files are named

@@ -62,7 +62,7 @@ int main(int argc, char** argv) {
         return failed("no struct_ops", EINVAL);
     struct vqlane_remap_ops* value = bpf_map__initial_value(ops, NULL);
     if (argc > 2)
-        memcpy(value->disk, argv[2], strlen(argv[2]) < 32 ? strlen(argv[2]) : 32);
+        memcpy(value->disk, argv[2], strnlen(argv[2], sizeof(value->disk)));
     if (bpf_object__load(object))
         return failed("load", errno);
     struct bpf_link* link = bpf_map__attach_struct_ops(ops);
