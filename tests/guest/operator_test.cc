@@ -170,11 +170,35 @@ TEST_CASE("a wrong word is named with the nearest right one", "[operator]") {
         CHECK(result.status == 2);
         CHECK_THAT(result.err, ContainsSubstring(wanted));
     }
+    // The list of commands is for who lacks one.
+    const std::pair<std::vector<std::string>, bool> lists[] = {{{}, true},
+                                                               {{"disk"}, true},
+                                                               {{"disk", "add", "e"}, false},
+                                                               {{"stats", "--watch", "x"}, false}};
+    for (const auto& [words, wanted] : lists) {
+        INFO(json(words).dump());
+        std::vector<std::string> all = {built_program("vqlane")};
+        all.insert(all.end(), words.begin(), words.end());
+        const command_result result = run_command(all);
+        CHECK(result.status == 2);
+        CHECK((result.err.find("Commands: ") != std::string::npos) == wanted);
+    }
     test_daemon daemon(one_disk());
     CHECK_THAT(vqlane(daemon, {"disk", "list", "dd"}).err,
                ContainsSubstring("did you mean \"d\"?"));
     CHECK_THAT(vqlane(daemon, {"disk", "list", "d"}).out,
                ContainsSubstring("1G (1073741824 bytes)"));
+}
+
+TEST_CASE("a list of disks is as wide as its terminal, and whole in a pipe", "[operator]") {
+    const std::string target = "a-target-" + std::string(50, 'x') + "-y";
+    test_daemon daemon(null_target(target, "1G") + disk_on("d", target));
+    CHECK_THAT(vqlane(daemon, {"disk", "list"}).out, ContainsSubstring(target));
+    on_terminal narrow(
+        {built_program("vqlane"), "--socket", daemon.control_socket(), "disk", "list"}, "xterm");
+    CHECK(narrow.shows("-y\r\n"));
+    CHECK(narrow.ends() == 0);
+    CHECK_THAT(narrow.said(), !ContainsSubstring(target) && ContainsSubstring(".."));
 }
 
 TEST_CASE("with --json errors have one shape, and what is watched is an object a line",

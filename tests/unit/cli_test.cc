@@ -294,6 +294,7 @@ TEST_CASE("a list of disks fits 80 columns, whatever their names, and tells each
         lines++;
     }
     CHECK(lines == 4);
+    CHECK(vql::disk_table(disks, false, 0).find("a-very-long-name.img") != text.npos);
     for (int i = 0; i < 3; i++) // the ends of names are what tells them apart
         CHECK(text.find("0" + std::to_string(i) + "  ") != text.npos);
 }
@@ -348,6 +349,10 @@ TEST_CASE("stats without rates show totals, of the operations that happened", "[
           "vm1   read    1000   3.9M  20.0us  18.0us  90.0us  1.50ms  2.00s       2\n"
           "vm1   flush      3      0  20.0us  18.0us  90.0us  1.50ms  2.00s       2\n"
           "vm2   -          0\n");
+    json reversed = stats(1000, 4096000); // disks are told by name, as disk list tells them
+    std::reverse(reversed.at("disks").begin(), reversed.at("disks").end());
+    CHECK(vql::op_table(reversed, false, nullptr, 0) ==
+          vql::op_table(stats(1000, 4096000), false, nullptr, 0));
     CHECK(vql::poller_table(stats(1000, 0), false, nullptr, 0) ==
           "POLLER CPU  REQUESTS  WAKEUPS  SLEEPS   BUSY\n"
           "         3      1003        7       6  1.00s\n");

@@ -118,10 +118,10 @@ result<void> choose_disks(json& disks, const disk_list_options& o) {
 }
 
 std::string disk_list_text(const json& disks, const disk_list_options& o) {
-    return o.name.empty() ? disk_table(disks, o.wide) : disk_details(disks.at(0));
+    return o.name.empty() ? disk_table(disks, o.wide, o.width) : disk_details(disks.at(0));
 }
 
-std::string disk_table(const json& disks, bool wide) {
+std::string disk_table(const json& disks, bool wide, size_t width) {
     std::vector<column> columns = {
         {"NAME", false, true},   {"SIZE", true},   {"ACCESS"},           {"STATE"},
         {"CLIENT", false, true}, {"QUEUES", true}, {"LANE", false, true}};
@@ -152,7 +152,7 @@ std::string disk_table(const json& disks, bool wide) {
         if (const std::string p = problem(d); !p.empty())
             problems += "disk " + d.at("name").get<std::string>() + ": " + p + "\n";
     }
-    return out.text(wide ? 0 : 80) + problems;
+    return out.text(wide ? 0 : width) + problems;
 }
 
 std::string disk_details(const json& d) {

@@ -170,11 +170,12 @@ void define_disk(CLI::App& app, command_line& line) {
     };
 
     disk.require_subcommand(1);
+    line.list.width = vql::width_of_output();
     CLI::App& list = *disk.add_subcommand("list", "all disks, or all of one");
     list.add_option("NAME", line.list.name, "one disk; default: all");
     list.add_option("--sort", line.list.sort, "by name (the default), size or client")
         ->check(CLI::IsMember({"name", "size", "client"}));
-    list.add_flag("--wide", line.list.wide, "all columns, however wide the terminal");
+    list.add_flag("--wide", line.list.wide, "all columns");
     list.callback(op("disk_list"));
 
     CLI::App& add = *disk.add_subcommand("add", "make a disk that a guest can attach");
@@ -442,6 +443,15 @@ int run(const command_line& line) {
     }
 }
 
+// Does the command line end before its command does? Whatever else is wrong with it, a list of
+// commands is no help.
+bool lacks_command(const CLI::App& app) {
+    const CLI::App* at = &app;
+    while (!at->get_subcommands().empty())
+        at = at->get_subcommands().front();
+    return !at->get_subcommands([](const CLI::App* a) { return !a->get_name().empty(); }).empty();
+}
+
 int parse_and_run(int argc, char** argv) {
     CLI::App app("The operator's command of vqlaned, virtio block devices for virtual machines.",
                  "vqlane");
@@ -469,7 +479,7 @@ int parse_and_run(int argc, char** argv) {
         errors_as_json = line.as_json;
         const std::string unknown = vql::unknown_word(app, argc, argv);
         failed(unknown.empty() ? e.what() : unknown, 2);
-        if (!errors_as_json)
+        if (!errors_as_json && lacks_command(app))
             std::fputs(
                 "Commands: disk list, disk add, disk rm, disk resize, disk policy, reload, stats, "
                 "top, trace, bench, device list, device bind, device unbind, version; "

@@ -4,6 +4,7 @@
 #include "cli/table.h"
 #include "cli/trace.h"
 
+#include <map>
 #include <optional>
 
 #include <nlohmann/json.hpp>
@@ -77,8 +78,12 @@ std::string op_table(const json& now, bool rates, const json& before, double sec
         columns.push_back({heading, true});
     table out(columns);
 
-    for (const json& disk : now.at("disks")) {
-        const auto name = disk.at("name").get<std::string>();
+    // In the order of `disk list`; the daemon's own is that in which they came.
+    std::map<std::string, const json*> disks;
+    for (const json& disk : now.at("disks"))
+        disks[disk.at("name").get<std::string>()] = &disk;
+    for (const auto& [name, entry] : disks) {
+        const json& disk = *entry;
         const json& earlier = before.is_null() ? before : same_in(before.at("disks"), "name", disk);
         const json& ops = disk.at("ops");
         bool idle = true;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "cli/terminal.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -40,6 +41,10 @@ terminal_size size_of_terminal() {
     if (::ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) < 0 || !w.ws_row || !w.ws_col)
         return {};
     return {w.ws_row, w.ws_col};
+}
+
+size_t width_of_output() {
+    return ::isatty(STDOUT_FILENO) ? std::max<size_t>(size_of_terminal().columns, 80) : 0;
 }
 
 keyboard::keyboard() {

@@ -20,6 +20,9 @@ struct terminal_size {
 };
 // As it is now; 24 by 80 where nobody knows.
 terminal_size size_of_terminal();
+// Characters a line of a table is cut to: as many as a terminal has, 80 at least; 0, which is none,
+// where standard output is a file or a pipe: a program reads whole words.
+size_t width_of_output();
 
 // While it lives, and standard input and output are a terminal: keys come at once and are not
 // echoed, the cursor is hidden, and SIGINT, SIGTERM and SIGHUP end a wait instead of the process,
