@@ -295,6 +295,8 @@ uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/lib/systemd/system/vqlaned.service $(BPFDIR)/trace.bpf.o
 	rm -f $(DOCDIR)/vqlaned.toml
 	rmdir --ignore-fail-on-non-empty -p $(BPFDIR) $(DOCDIR) 2>/dev/null || :
+	@[ -n "$(DESTDIR)" ] || ! systemctl is-active --quiet vqlaned 2>/dev/null || \
+		echo "vqlaned still runs, and its guests with it: systemctl stop vqlaned"
 	@echo "left: $(DESTDIR)/etc/vqlane and $(DESTDIR)/var/lib/vqlane (configuration, state, disk images); remove them by hand"
 
 # The module's sources, for dkms to build on the machine's own kernel.
