@@ -193,10 +193,8 @@ TEST_CASE("a target in a device folder, or in one that is missing, is not to be 
     test_daemon daemon(file_target("t", "/dev/vqlane-test-none") +
                        file_target("u", files / "none/image") + disk_on("d", "t") +
                        disk_on("e", "u"));
-    CHECK(daemon.entry("d").at("problem").get<std::string>().find("truncate") ==
-          std::string::npos);
-    CHECK(daemon.entry("e").at("problem").get<std::string>().find("truncate") ==
-          std::string::npos);
+    CHECK(daemon.entry("d").at("problem").get<std::string>().find("truncate") == std::string::npos);
+    CHECK(daemon.entry("e").at("problem").get<std::string>().find("truncate") == std::string::npos);
 }
 
 TEST_CASE("storage that hangs as a disk is added, grown or removed stops nobody else",
