@@ -97,7 +97,7 @@ vm_mark() { [[ -z ${VQL_MARKS:-} ]] || printf 'vqlane-vm: %s\n' "$*" >"$VQL_MARK
 # 124 when time was up. OUT gets result (what the job said), console (what its kernel said), qemu.log.
 vm_start() {
     local kernel=$2 initrd=$3 out=$4 seconds=$5 argument
-    local append="console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off vql.job=$1"
+    local append="console=ttyS0 loglevel=6 panic=-1 oops=panic mitigations=off vql.job=$1"
     local -a extra=()
     vm_accel_arguments
     append+=" $vm_accel_append"
