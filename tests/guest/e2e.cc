@@ -190,7 +190,11 @@ nlohmann::json test_daemon::entry(const std::string& disk) const {
 
 void test_daemon::remove(const std::string& disk) const {
     const deadline until(default_timeout());
-    while (entry(disk).value("connected", false) && !until.passed())
+    const auto connected = [&] {
+        const nlohmann::json is = entry(disk);
+        return !is.is_null() && is.at("connected") == true;
+    };
+    while (connected() && !until.passed())
         usleep(1000);
     control().result({{"op", "disk_rm"}, {"name", disk}});
 }

@@ -27,20 +27,28 @@ command_result vqlane(const daemon_process& daemon, std::vector<std::string> arg
     return run_command(all);
 }
 
+// The same without a daemon.
+command_result vqlane(const std::vector<std::string>& arguments) {
+    std::vector<std::string> all = {built_program("vqlane")};
+    all.insert(all.end(), arguments.begin(), arguments.end());
+    return run_command(all);
+}
+
 std::string one_disk() {
     return null_target("n", "1G") + disk_on("d", "n");
 }
 
-// A program on a terminal of its own, of 24 lines by 80.
+// A program on a terminal of its own, of 24 lines.
 class on_terminal {
   public:
-    on_terminal(const std::vector<std::string>& arguments, const char* term) {
+    on_terminal(const std::vector<std::string>& arguments, const char* term,
+                unsigned short columns = 80) {
         master_ = ::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
         REQUIRE(master_ >= 0);
         REQUIRE(::grantpt(master_) == 0);
         REQUIRE(::unlockpt(master_) == 0);
         const std::string name = ::ptsname(master_);
-        winsize size{24, 80, 0, 0};
+        winsize size{24, columns, 0, 0};
         REQUIRE(::ioctl(master_, TIOCSWINSZ, &size) == 0);
         std::vector<char*> argv;
         for (const std::string& a : arguments)
@@ -164,9 +172,7 @@ TEST_CASE("a wrong word is named with the nearest right one", "[operator]") {
     };
     for (const auto& [words, wanted] : table) {
         INFO(json(words).dump());
-        std::vector<std::string> all = {built_program("vqlane")};
-        all.insert(all.end(), words.begin(), words.end());
-        const command_result result = run_command(all);
+        const command_result result = vqlane(words);
         CHECK(result.status == 2);
         CHECK_THAT(result.err, ContainsSubstring(wanted));
     }
@@ -177,9 +183,7 @@ TEST_CASE("a wrong word is named with the nearest right one", "[operator]") {
                                                                {{"stats", "--watch", "x"}, false}};
     for (const auto& [words, wanted] : lists) {
         INFO(json(words).dump());
-        std::vector<std::string> all = {built_program("vqlane")};
-        all.insert(all.end(), words.begin(), words.end());
-        const command_result result = run_command(all);
+        const command_result result = vqlane(words);
         CHECK(result.status == 2);
         CHECK((result.err.find("Commands: ") != std::string::npos) == wanted);
     }
@@ -194,11 +198,14 @@ TEST_CASE("a list of disks is as wide as its terminal, and whole in a pipe", "[o
     const std::string target = "a-target-" + std::string(50, 'x') + "-y";
     test_daemon daemon(null_target(target, "1G") + disk_on("d", target));
     CHECK_THAT(vqlane(daemon, {"disk", "list"}).out, ContainsSubstring(target));
-    on_terminal narrow(
-        {built_program("vqlane"), "--socket", daemon.control_socket(), "disk", "list"}, "xterm");
+    const std::vector<std::string> list = {built_program("vqlane"), "--socket",
+                                           daemon.control_socket(), "disk", "list"};
+    on_terminal narrow(list, "xterm"), wide(list, "xterm", 200);
     CHECK(narrow.shows("-y\r\n"));
     CHECK(narrow.ends() == 0);
     CHECK_THAT(narrow.said(), !ContainsSubstring(target) && ContainsSubstring(".."));
+    CHECK(wide.shows(target));
+    CHECK(wide.ends() == 0);
 }
 
 TEST_CASE("with --json errors have one shape, and what is watched is an object a line",
