@@ -221,12 +221,12 @@ kmod: setup
 	$(Q)$(set_kdir); $(MAKE) $(if $(V),V=$(V),-s) -C kmod OUT=$(KMOD) KDIR="$$k" VQL_VERSION='$(VERSION)' W=1
 
 # A second module, that tests/vm needs: it must not depend on the first.
-$(KMOD)/warn/warn.ko: tests/vm/warn/warn.c tests/vm/warn/Kbuild
+$(KMOD)/faults/faults.ko: tests/vm/faults/faults.c tests/vm/faults/Kbuild
 	$(Q)mkdir -p $(@D) && cp $^ $(@D)/
 	$(Q)$(set_kdir); $(MAKE) $(if $(V),V=$(V),-s) -C "$$k" M=$(@D) modules
 
 vm-build: kmod
-	$(Q)$(BUILD_ALL) all tests vm-programs $(KMOD)/warn/warn.ko
+	$(Q)$(BUILD_ALL) all tests vm-programs $(KMOD)/faults/faults.ko
 
 vm-test: vm-build
 	$(Q)tests/vm/host-test --kernel $(KERNEL) $(CASE)
@@ -238,7 +238,7 @@ TORTURE_KILLS ?= 10000
 TORTURE_VM_KILLS ?= 500
 TORTURE_SECONDS ?= 21600
 torture: $(if $(filter vm,$(TORTURE)),kmod,setup)
-	$(Q)$(BUILD_ALL) all tests $(if $(filter vm,$(TORTURE)),vm-programs $(KMOD)/warn/warn.ko)
+	$(Q)$(BUILD_ALL) all tests $(if $(filter vm,$(TORTURE)),vm-programs $(KMOD)/faults/faults.ko)
 	$(if $(filter vhost-user,$(TORTURE)),$(Q)TORTURE_KILLS=$(TORTURE_KILLS) TORTURE_SECONDS=$(TORTURE_SECONDS) \
 		$(BUILD)/tests/e2e_test '[.torture]')
 	$(if $(filter vm,$(TORTURE)),$(Q)TORTURE_KILLS=$(TORTURE_VM_KILLS) TORTURE_SECONDS=$(TORTURE_SECONDS) \

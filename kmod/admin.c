@@ -138,18 +138,24 @@ static bool admin_done(struct vql_ctrl *ctrl)
  */
 #define DELETE_S 15u
 
-static unsigned int admin_seconds(u8 opcode)
+/*
+ * Looked at each second: a VMM may come while another's command is under way, and then waits for that as well. A
+ * controller that starts has no queue pair that anybody could wait for.
+ */
+static unsigned int admin_seconds(struct vql_ctrl *ctrl, u8 opcode)
 {
 	unsigned int seconds = clamp(READ_ONCE(admin_timeout_s), 1u, 3600u);
 
-	return opcode == nvme_admin_delete_sq || opcode == nvme_admin_delete_cq
+	return opcode == nvme_admin_delete_sq || opcode == nvme_admin_delete_cq ||
+			       (atomic_read(&ctrl->hurried) && !vql_ctrl_usable(ctrl))
 		       ? min(seconds, DELETE_S)
 		       : seconds;
 }
 
 /* Wait for the command under way, and look each second whether that still makes sense. */
-static int admin_wait(struct vql_ctrl *ctrl, unsigned int seconds)
+static int admin_wait(struct vql_ctrl *ctrl, u8 opcode)
 {
+	unsigned int seconds = 0;
 	struct vql_admin *admin = &ctrl->admin;
 	bool done = false;
 	int err = 0;
@@ -166,7 +172,7 @@ static int admin_wait(struct vql_ctrl *ctrl, unsigned int seconds)
 		csts = readl(ctrl->bar + NVME_REG_CSTS);
 		if (csts & NVME_CSTS_CFS || !(csts & NVME_CSTS_RDY))
 			err = -EIO;
-		else if (!--seconds)
+		else if (++seconds >= admin_seconds(ctrl, opcode))
 			err = -ETIMEDOUT;
 		if (err)
 			break;
@@ -196,7 +202,7 @@ int vql_admin_run(struct vql_ctrl *ctrl, struct nvme_command *cmd, u32 *result)
 	admin_submit(ctrl, cmd);
 	spin_unlock_irq(&admin->lock);
 
-	err = admin_wait(ctrl, admin_seconds(cmd->common.opcode));
+	err = admin_wait(ctrl, cmd->common.opcode);
 	if (!err) {
 		/* Entries are fetched in order, so no entry in the queue is still to be fetched. */
 		memset(admin->sq.cpu, 0, admin->sq.bytes);

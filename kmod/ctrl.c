@@ -15,6 +15,12 @@
 enum {
 	VQL_DELAY_MS = 2300,     /* of VQL_QUIRK_DELAY, as the kernel's nvme driver has it */
 	VQL_AEN_CRITICAL = 0x1f, /* SMART: all critical warnings */
+	/*
+	 * A controller may say that it takes two minutes to be disabled. While a VMM waits for that, it has no more than
+	 * this, and is then cut off: with a drain (10 s) and a command (DELETE_S) before it, the VMM's other threads wait
+	 * for some 70 s, and the kernel calls them hung after 120.
+	 */
+	HURRIED_S = 45,
 };
 
 /* ---- memory ---- */
@@ -67,21 +73,31 @@ struct device *vql_ctrl_dma_dev(struct vql_ctrl *ctrl)
 static void ctrl_set_state(struct vql_ctrl *ctrl, enum vql_ctrl_state state)
 {
 	lockdep_assert_held(&ctrl->lock);
+	ctrl->turn++;
 	spin_lock(&ctrl->info_lock);
-	ctrl->info.state = state;
+	/* Once: ctrl_seems_usable() looks at it without a lock. */
+	WRITE_ONCE(ctrl->info.state, state);
+	/* Pairs with vql_ctrl_wait_restarted(): who sees that the restart is over sees how. */
+	smp_store_release(&ctrl->restarts, false);
 	ctrl->news++;
 	spin_unlock(&ctrl->info_lock);
 	wake_up_all(&ctrl->wait);
 }
 
-int vql_ctrl_usable(struct vql_ctrl *ctrl)
+/* As vql_ctrl_usable(); without the lock, so that it may be otherwise a moment later. */
+static int ctrl_seems_usable(struct vql_ctrl *ctrl)
 {
-	lockdep_assert_held(&ctrl->lock);
-	switch (ctrl->info.state) {
+	switch (READ_ONCE(ctrl->info.state)) {
 	case VQL_CTRL_LIVE: return 0;
 	case VQL_CTRL_RESETTING: return -EAGAIN;
 	default: return -ENODEV;
 	}
+}
+
+int vql_ctrl_usable(struct vql_ctrl *ctrl)
+{
+	lockdep_assert_held(&ctrl->lock);
+	return ctrl_seems_usable(ctrl);
 }
 
 void vql_ctrl_set_free(struct vql_ctrl *ctrl)
@@ -133,22 +149,56 @@ static void ctrl_set_dead(struct vql_ctrl *ctrl)
 
 /* ---- registers ---- */
 
-static int ctrl_wait(struct vql_ctrl *ctrl, u32 mask, u32 want, unsigned int ms)
+/* 0 when it is so, -EAGAIN when it is not yet. */
+static int ctrl_look(struct vql_ctrl *ctrl, u32 mask, u32 want)
 {
-	unsigned long end = jiffies + msecs_to_jiffies(ms);
-	bool late;
 	u32 csts;
 
+	if (vql_ctrl_absent(ctrl))
+		return -ENODEV;
+	csts = readl(ctrl->bar + NVME_REG_CSTS);
+	if ((csts & mask) == want)
+		return 0;
+	return want == NVME_CSTS_RDY && csts & NVME_CSTS_CFS ? -EIO : -EAGAIN;
+}
+
+static int ctrl_wait(struct vql_ctrl *ctrl, u32 mask, u32 want, unsigned int ms, bool may_hurry)
+{
+	unsigned long begin = jiffies;
+	bool late;
+	int err;
+
 	do {
-		late = time_after(jiffies, end); /* before looking: we may have slept long */
-		if (vql_ctrl_absent(ctrl))
-			return -ENODEV;
-		csts = readl(ctrl->bar + NVME_REG_CSTS);
-		if ((csts & mask) == want)
-			return 0;
-		if (want == NVME_CSTS_RDY && csts & NVME_CSTS_CFS)
-			return -EIO;
+		/* Before looking: we may have slept long. */
+		late = time_after(jiffies, begin + msecs_to_jiffies(ms)) ||
+		       (may_hurry && atomic_read(&ctrl->hurried) &&
+			time_after(jiffies, begin + HURRIED_S * HZ));
+		err = ctrl_look(ctrl, mask, want);
+		if (err != -EAGAIN)
+			return err;
 		usleep_range(1000, 2000);
+	} while (!late);
+	return -ETIMEDOUT;
+}
+
+/* Without the lock while it waits, up to two minutes for some controllers. */
+static int ctrl_wait_ready(struct vql_ctrl *ctrl)
+{
+	unsigned long end = jiffies + msecs_to_jiffies(ctrl->ready_ms);
+	u32 turn = ctrl->turn;
+	bool late;
+	int err;
+
+	do {
+		late = time_after(jiffies, end);
+		err = ctrl_look(ctrl, NVME_CSTS_RDY, NVME_CSTS_RDY);
+		if (err != -EAGAIN)
+			return err;
+		mutex_unlock(&ctrl->lock);
+		usleep_range(1000, 2000);
+		mutex_lock(&ctrl->lock);
+		if (ctrl->turn != turn)
+			return -ECANCELED;
 	} while (!late);
 	return -ETIMEDOUT;
 }
@@ -163,7 +213,7 @@ static int ctrl_disable(struct vql_ctrl *ctrl)
 	writel(cc, ctrl->bar + NVME_REG_CC);
 	if (ctrl->quirks & VQL_QUIRK_DELAY)
 		msleep(VQL_DELAY_MS);
-	return ctrl_wait(ctrl, NVME_CSTS_RDY, 0, ctrl->ready_ms);
+	return ctrl_wait(ctrl, NVME_CSTS_RDY, 0, ctrl->ready_ms, true);
 }
 
 static int ctrl_enable(struct vql_ctrl *ctrl)
@@ -174,7 +224,7 @@ static int ctrl_enable(struct vql_ctrl *ctrl)
 	/* What the fields are is to be known before the controller is enabled. MPS 0: 4096 bytes. */
 	writel(cc, ctrl->bar + NVME_REG_CC);
 	writel(cc | NVME_CC_ENABLE, ctrl->bar + NVME_REG_CC);
-	return ctrl_wait(ctrl, NVME_CSTS_RDY, NVME_CSTS_RDY, ctrl->ready_ms);
+	return ctrl_wait_ready(ctrl);
 }
 
 /* Entries of a queue. MQES counts from 0, and 0 is not allowed (NVMe 2.0 §3.1.3.1). */
@@ -358,6 +408,8 @@ int vql_ctrl_start(struct vql_ctrl *ctrl)
 	err = ctrl->stride ? 0 : ctrl_read_capabilities(ctrl);
 	if (!err)
 		err = ctrl_bring_up(ctrl);
+	if (err == -ECANCELED)
+		return err;
 	if (err) {
 		vql_ctrl_warn(ctrl, "cannot be brought up (%s%d)\n",
 			      err > 0 ? "NVMe status " : "error ", err);
@@ -427,7 +479,73 @@ int vql_ctrl_reset(struct vql_ctrl *ctrl)
 	vql_ctrl_stop(ctrl);
 	if (ctrl->info.state == VQL_CTRL_DEAD)
 		return -ENODEV;
-	return vql_ctrl_start(ctrl);
+	WRITE_ONCE(ctrl->restarts, true);
+	queue_work(system_long_wq, &ctrl->restart_work);
+	return 0;
+}
+
+static void ctrl_restart_work(struct work_struct *work)
+{
+	struct vql_ctrl *ctrl = container_of(work, struct vql_ctrl, restart_work);
+
+	mutex_lock(&ctrl->lock);
+	if (ctrl->restarts) /* nobody has stopped it since */
+		vql_ctrl_start(ctrl);
+	mutex_unlock(&ctrl->lock);
+}
+
+void vql_ctrl_lock_started(struct vql_ctrl *ctrl)
+{
+	mutex_lock(&ctrl->lock);
+	while (ctrl->restarts) {
+		mutex_unlock(&ctrl->lock);
+		flush_work(
+			&ctrl->restart_work); /* after it, this restart is over, however it went */
+		mutex_lock(&ctrl->lock);
+	}
+}
+
+int vql_ctrl_wait_restarted(struct vql_ctrl *ctrl)
+{
+	return wait_event_killable(ctrl->wait, !smp_load_acquire(&ctrl->restarts))
+		       ?: ctrl_seems_usable(ctrl);
+}
+
+int vql_ctrl_lock_live(struct vql_ctrl *ctrl)
+{
+	int err;
+
+	while (!(err = ctrl_seems_usable(ctrl))) {
+		if (mutex_trylock(&ctrl->lock)) {
+			if (!vql_ctrl_usable(ctrl))
+				return 0;
+			mutex_unlock(&ctrl->lock); /* it was LIVE a moment ago */
+			continue;
+		}
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		usleep_range(1000, 2000);
+	}
+	return err;
+}
+
+int vql_ctrl_lock_hurried(struct vql_ctrl *ctrl)
+{
+	int err = ctrl_seems_usable(ctrl);
+
+	if (err) /* nobody is to be hurried for nothing */
+		return err;
+	atomic_inc(&ctrl->hurried);
+	err = vql_ctrl_lock_live(ctrl);
+	if (err)
+		atomic_dec(&ctrl->hurried);
+	return err;
+}
+
+void vql_ctrl_unlock_hurried(struct vql_ctrl *ctrl)
+{
+	mutex_unlock(&ctrl->lock);
+	atomic_dec(&ctrl->hurried);
 }
 
 /* From LIVE or RESETTING: when it returns the controller does no DMA, and no queue pair is live. */
@@ -439,7 +557,9 @@ static void ctrl_shut_down(struct vql_ctrl *ctrl)
 	if (!vql_ctrl_absent(ctrl)) {
 		cc = readl(ctrl->bar + NVME_REG_CC) & ~(u32)NVME_CC_SHN_MASK;
 		writel(cc | NVME_CC_SHN_NORMAL, ctrl->bar + NVME_REG_CC);
-		if (ctrl_wait(ctrl, NVME_CSTS_SHST_MASK, NVME_CSTS_SHST_CMPLT, ctrl->shutdown_ms))
+		/* In no hurry: what it has in its cache would be lost. */
+		if (ctrl_wait(ctrl, NVME_CSTS_SHST_MASK, NVME_CSTS_SHST_CMPLT, ctrl->shutdown_ms,
+			      false))
 			vql_ctrl_warn(ctrl, "shutdown did not complete: its cache may be lost\n");
 	}
 	ctrl_cut_off(ctrl);
@@ -566,5 +686,6 @@ struct vql_ctrl *vql_ctrl_alloc(struct pci_dev *pdev)
 	spin_lock_init(&ctrl->info_lock);
 	init_waitqueue_head(&ctrl->wait);
 	INIT_WORK(&ctrl->event_work, ctrl_event_work);
+	INIT_WORK(&ctrl->restart_work, ctrl_restart_work);
 	return ctrl;
 }

@@ -95,6 +95,12 @@ struct vql_ctrl {
 	 * gives up at once; cleared by the PCI error handlers, under it.
 	 */
 	bool offline;
+	/*
+	 * Who waits for this controller and is waited for by a VMM: changed without the lock by who
+	 * comes and goes, read by who holds the lock and waits for the hardware, so that he gives
+	 * up sooner. A count that is seen late costs one more second.
+	 */
+	atomic_t hurried;
 
 	struct mutex lock; /* guards what follows, and hardware access */
 	struct vql_admin admin;
@@ -108,9 +114,12 @@ struct vql_ctrl {
 	u32 nn;                     /* NN: identifiers of namespaces are 1 to this */
 	u32 quirks;                 /* VQL_QUIRK_*; does not change */
 	bool suspended;             /* the host sleeps, and it was LIVE before */
+	bool restarts;              /* it was reset, and restart_work is to start it again */
+	u32 turn;                   /* counts changes of state: who let go of the lock sees them */
 	struct vql_coherent shadow; /* doorbells, and below their event indices (DBBUF) */
 	struct vql_coherent event_index;
 	struct work_struct event_work;
+	struct work_struct restart_work;
 
 	spinlock_t info_lock; /* leaf; guards what follows (info is changed under ctrl->lock too) */
 	struct vql_ctrl_info info;
@@ -135,6 +144,7 @@ struct vql_qpair {
 	u16 qid;
 	u32 depth;
 	u32 pool_pages;
+	bool ended; /* not live, and all is done that its end brings; also read without the lock */
 	struct vql_coherent sq;
 	struct vql_coherent cq;
 	struct vql_coherent pool;
@@ -161,7 +171,10 @@ static inline bool vql_qpair_is_live(const struct vql_qpair *qp)
 /* ---- ctrl.c: the controller's life. All under ctrl->lock, but for alloc and set_offline. ---- */
 
 struct vql_ctrl *vql_ctrl_alloc(struct pci_dev *pdev);
-/* From disabled to LIVE. On failure it is stopped and DEAD; offline, RESETTING. */
+/*
+ * From disabled to LIVE. On failure it is stopped and DEAD; offline, RESETTING. It lets go of the lock while the
+ * controller becomes ready: if the state was changed meanwhile, that is left alone (-ECANCELED).
+ */
 int vql_ctrl_start(struct vql_ctrl *ctrl);
 /*
  * From any state to RESETTING (DEAD if the controller does not obey): when it returns the
@@ -175,8 +188,18 @@ void vql_ctrl_freeze(struct vql_ctrl *ctrl);
  * every command has had its end before the controller is stopped. From LIVE to RESETTING.
  */
 void vql_ctrl_quiesce(struct vql_ctrl *ctrl);
-/* Stop and start. One that is offline stays RESETTING. */
+/*
+ * Stop, and start in a work: who waits for the end of a queue pair does not wait for the controller to be of use again.
+ * One that is offline stays RESETTING (-ENODEV).
+ */
 int vql_ctrl_reset(struct vql_ctrl *ctrl);
+/* Takes ctrl->lock, when no restart is under way: for who stops it in an orderly manner, device lock held. */
+void vql_ctrl_lock_started(struct vql_ctrl *ctrl);
+/*
+ * Waits, without the lock, for the end of the restart that vql_ctrl_reset() has begun. 0: it is LIVE; -EAGAIN: somebody
+ * else resets it by now; -ENODEV: it is DEAD; -ERESTARTSYS: killed.
+ */
+int vql_ctrl_wait_restarted(struct vql_ctrl *ctrl);
 /*
  * Stop for good, orderly (NVMe 2.0 §3.6.1): caches are written back, then DEAD. It is not disabled after that, which
  * would be a reset and have it start up again: what keeps it from DMA is that it is no bus master any more.
@@ -185,6 +208,15 @@ void vql_ctrl_shutdown(struct vql_ctrl *ctrl);
 /* The same for the time that the host sleeps: then RESETTING, until vql_ctrl_resume(). One not LIVE stays as it is. */
 void vql_ctrl_suspend(struct vql_ctrl *ctrl);
 void vql_ctrl_resume(struct vql_ctrl *ctrl);
+/*
+ * Takes ctrl->lock as long as the controller is LIVE: a restart has it for minutes, and nothing can be done meanwhile.
+ * Without sleeping in line for the lock, it sees the end of LIVE at once. -EAGAIN: RESETTING; -ENODEV: DEAD; -EINTR:
+ * killed.
+ */
+int vql_ctrl_lock_live(struct vql_ctrl *ctrl);
+/* The same for who is waited for by a VMM (set_map(), under its mmap lock): hurries who has the lock, and himself. */
+int vql_ctrl_lock_hurried(struct vql_ctrl *ctrl);
+void vql_ctrl_unlock_hurried(struct vql_ctrl *ctrl);
 /* Nobody waits for the hardware from now on. Takes no lock. */
 void vql_ctrl_set_offline(struct vql_ctrl *ctrl);
 bool vql_ctrl_absent(struct vql_ctrl *ctrl);
@@ -256,6 +288,8 @@ long vql_qpair_create(struct vql_ctrl *ctrl, struct vql_qpair_create __user *arg
 struct vql_qpair *vql_qpair_open_locked(struct vql_ctrl *ctrl, u32 depth, u32 pool_pages,
 					void *owner, irq_handler_t handler,
 					void (*lost)(struct vql_qpair *));
+/* No handler of its interrupt runs any more that ran before. Without ctrl->lock. */
+void vql_qpair_synchronize(struct vql_qpair *qp);
 /* Delete it and let go of all that it knew. */
 void vql_qpair_close_locked(struct vql_qpair *qp);
 /*

@@ -79,11 +79,10 @@ int vql_ctrl_ns(struct vql_ctrl *ctrl, struct vql_ns_info *info)
 	info->block_bytes = 0;
 	info->boundary_blocks = 0;
 
-	if (mutex_lock_killable(&ctrl->lock))
-		return -EINTR;
-	err = vql_ctrl_usable(ctrl);
-	if (!err)
-		err = vql_admin_identify(ctrl, NVME_ID_CNS_NS, info->nsid);
+	err = vql_ctrl_lock_live(ctrl);
+	if (err)
+		return err;
+	err = vql_admin_identify(ctrl, NVME_ID_CNS_NS, info->nsid);
 	if (!err)
 		err = ns_parse(ctrl, ctrl->admin.data.cpu, info);
 	mutex_unlock(&ctrl->lock);
@@ -145,12 +144,10 @@ static long ctrl_admin_read(struct vql_ctrl *ctrl, struct vql_admin_read __user 
 	data = kmalloc(req.bytes, GFP_KERNEL);
 	if (!data)
 		return -ENOMEM;
-	err = mutex_lock_killable(&ctrl->lock);
+	err = vql_ctrl_lock_live(ctrl);
 	if (err)
 		goto out;
-	err = vql_ctrl_usable(ctrl);
-	if (!err)
-		err = admin_read_run(ctrl, &req);
+	err = admin_read_run(ctrl, &req);
 	if (!err)
 		memcpy(data, ctrl->admin.data.cpu, req.bytes);
 	mutex_unlock(&ctrl->lock);
@@ -174,10 +171,10 @@ static long ctrl_reset(struct vql_ctrl *ctrl)
 	if (!err) {
 		/* Who asks for this has had an answer to Abort: the controller takes commands. */
 		vql_ctrl_quiesce(ctrl);
-		err = vql_ctrl_reset(ctrl) ? -ENODEV : 0;
+		err = vql_ctrl_reset(ctrl);
 	}
 	mutex_unlock(&ctrl->lock);
-	return err;
+	return err ?: vql_ctrl_wait_restarted(ctrl);
 }
 
 static long ctrl_file_ioctl(struct file *f, unsigned int cmd, unsigned long arg)

@@ -75,6 +75,7 @@ struct vql_disk {
 	struct vql_lane_mem *lane_mem;       /* @ms as running lanes see it; NULL: none runs */
 	unsigned long warned;                /* bit 0: of a remap program's answer */
 	struct work_struct lane_work;
+	struct delayed_work lane_retry; /* with a reference on the disk while it is queued */
 
 	/* The daemon's side. */
 	struct vql_claim *claim;

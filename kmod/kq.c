@@ -334,6 +334,27 @@ static void kq_watch(struct work_struct *work)
 
 /* ---- life ---- */
 
+static void kq_set_qpair(struct vql_kq *kq, struct vql_qpair *qp)
+{
+	lockdep_assert_held(&kq->ctrl->lock);
+	spin_lock_irq(&kq->lock);
+	WRITE_ONCE(kq->qp, qp);
+	spin_unlock_irq(&kq->lock);
+}
+
+/* A reference, or NULL. */
+static struct vql_qpair *kq_get_qpair(struct vql_kq *kq)
+{
+	struct vql_qpair *qp;
+
+	spin_lock_irq(&kq->lock);
+	qp = kq->qp;
+	if (qp)
+		vql_qpair_get(qp);
+	spin_unlock_irq(&kq->lock);
+	return qp;
+}
+
 static void kq_set_limits(struct vql_kq *kq)
 {
 	const struct vql_ctrl_info *info = &kq->ctrl->info;
@@ -360,15 +381,16 @@ static int kq_start(struct vql_kq *kq)
 		if (vql_qpair_is_live(kq->qp))
 			return 0;
 		/* Of the lost one nobody knows any more (see the head of this file). */
-		vql_qpair_close_locked(kq->qp);
-		WRITE_ONCE(kq->qp, NULL);
+		qp = kq->qp;
+		kq_set_qpair(kq, NULL);
+		vql_qpair_close_locked(qp);
 	}
 	kq_set_limits(kq);
 	qp = vql_qpair_open_locked(kq->ctrl, KQ_DEPTH, KQ_DEPTH, kq, kq_irq, kq_lost);
 	if (IS_ERR(qp))
 		return PTR_ERR(qp);
-	WRITE_ONCE(kq->qp, qp);
 	spin_lock_irqsave(&kq->lock, flags);
+	WRITE_ONCE(kq->qp, qp);
 	kq->tail = kq->rung = kq->head = 0;
 	kq->phase = 1;
 	kq->number++;
@@ -379,11 +401,12 @@ static int kq_start(struct vql_kq *kq)
 
 int vql_kq_revive(struct vql_kq *kq)
 {
-	int err;
+	int err = vql_ctrl_lock_hurried(kq->ctrl);
 
-	mutex_lock(&kq->ctrl->lock);
+	if (err)
+		return err;
 	err = kq_start(kq);
-	mutex_unlock(&kq->ctrl->lock);
+	vql_ctrl_unlock_hurried(kq->ctrl);
 	return err;
 }
 
@@ -417,8 +440,10 @@ static struct vql_kq *kq_create(struct vql_ctrl *ctrl, enum vql_kq_kind kind)
 struct vql_kq *vql_kq_get(struct vql_ctrl *ctrl, enum vql_kq_kind kind)
 {
 	struct vql_kq *kq;
+	int err = vql_ctrl_lock_live(ctrl);
 
-	mutex_lock(&ctrl->lock);
+	if (err)
+		return ERR_PTR(err);
 	kq = ctrl->kqs[kind];
 	if (kq)
 		kq->users++;
@@ -440,7 +465,9 @@ void vql_kq_put(struct vql_kq *kq)
 	ctrl->kqs[kq->kind] = NULL;
 	if (kq->qp)
 		vql_qpair_close_locked(kq->qp);
-	kq->qp = NULL;
+	kq_set_qpair(
+		kq,
+		NULL); /* after it is ended: its interrupt uses it; and nobody else has the kq */
 	mutex_unlock(&ctrl->lock);
 	/* Nothing is under way without users, so there is nothing to watch; but it may be waiting. */
 	if (cancel_delayed_work_sync(&kq->watch))
@@ -454,14 +481,16 @@ void vql_kq_put(struct vql_kq *kq)
 
 int vql_kq_attach(struct vql_kq *kq, struct vql_mspace *ms, u64 *dma, u32 *qpair)
 {
-	int err = -ENODEV;
+	int err = vql_ctrl_lock_hurried(kq->ctrl);
 
-	mutex_lock(&kq->ctrl->lock);
+	if (err)
+		return err;
+	err = -EAGAIN; /* it was lost since vql_kq_revive() */
 	/* Under ctrl->lock a live queue pair stays live: so memory is mapped for no dead device. */
 	if (kq->qp && vql_qpair_is_live(kq->qp))
 		err = vql_kq_has_data(kq) ? vql_attach_own(kq->qp, ms, dma) : 0;
 	*qpair = kq->number; /* which changes under ctrl->lock alone */
-	mutex_unlock(&kq->ctrl->lock);
+	vql_ctrl_unlock_hurried(kq->ctrl);
 	return err;
 }
 
@@ -497,11 +526,7 @@ void vql_kq_abandon(struct vql_kq *kq, const struct vql_lane *lane)
 
 	if (!kq_has_commands_of(kq, lane))
 		return;
-	mutex_lock(&kq->ctrl->lock);
-	qp = kq->qp;
-	if (qp)
-		vql_qpair_get(qp);
-	mutex_unlock(&kq->ctrl->lock);
+	qp = kq_get_qpair(kq);
 	if (qp) {
 		vql_qpair_kill(qp);
 		vql_qpair_put(qp);
@@ -509,11 +534,17 @@ void vql_kq_abandon(struct vql_kq *kq, const struct vql_lane *lane)
 	flush_work(&kq->lost_work);
 }
 
+/*
+ * Without ctrl->lock, which may be held for minutes. A queue pair that is replaced meanwhile is lost: then its interrupt
+ * was freed, which waits for the handler as well.
+ */
 void vql_kq_synchronize(struct vql_kq *kq)
 {
-	mutex_lock(&kq->ctrl->lock);
-	if (kq->qp && kq->qp->irq)
-		synchronize_irq((unsigned int)kq->qp->irq);
-	mutex_unlock(&kq->ctrl->lock);
+	struct vql_qpair *qp = kq_get_qpair(kq);
+
+	if (qp) {
+		vql_qpair_synchronize(qp);
+		vql_qpair_put(qp);
+	}
 	flush_work(&kq->lost_work);
 }

@@ -37,7 +37,11 @@ struct vql_kq {
 	enum vql_kq_kind kind;
 	struct vql_ctrl *ctrl; /* a reference */
 	struct vql_kq_limits limits;
-	struct vql_qpair *qp; /* under ctrl->lock; read in sections that kq_lost() waits for */
+	/*
+	 * Changed under ctrl->lock and lock; read under either, and in sections that kq_lost() waits for. Who has no
+	 * more than lock takes a reference.
+	 */
+	struct vql_qpair *qp;
 
 	spinlock_t lock; /* irqs off */
 	bool live;

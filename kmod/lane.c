@@ -31,6 +31,14 @@ void vql_lane_poke(struct vql_disk *disk)
 		vql_disk_put(disk);
 }
 
+/* With a reference, as above. What is queued already comes soon enough. */
+void vql_lanes_start_later(struct vql_disk *disk)
+{
+	vql_disk_get(disk);
+	if (!queue_delayed_work(lane_wq, &disk->lane_retry, max(HZ / 10, 1)))
+		vql_disk_put(disk);
+}
+
 /* Lockless: with the wrong answer a work is run once with the wrong priority. */
 static bool is_urgent(const struct vql_lane *lane)
 {
@@ -409,8 +417,10 @@ void vql_lane_setup(struct vql_lane *lane, struct vql_disk *disk, u32 index)
 	init_irq_work(&lane->signal, lane_signal);
 	INIT_WORK(&lane->serve_work, lane_serve_work);
 	INIT_WORK(&lane->patient_work, lane_patient_work);
-	if (!index)
+	if (!index) {
 		INIT_WORK(&disk->lane_work, vql_lane_work);
+		INIT_DELAYED_WORK(&disk->lane_retry, vql_lanes_retry);
+	}
 }
 
 int vql_lane_init(void)

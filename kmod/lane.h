@@ -239,6 +239,12 @@ void vql_lane_poke(struct vql_disk *disk);
 
 /* What lanes have to say to the disk, or to those who wait for them. */
 void vql_lane_work(struct work_struct *work);
+/*
+ * A controller is being reset: lanes stay lent, and OFF, until it has started. Nothing tells of that here, so
+ * vql_lanes_retry() tries again; a daemon need not be there for it.
+ */
+void vql_lanes_start_later(struct vql_disk *disk);
+void vql_lanes_retry(struct work_struct *work);
 /* Exchanges the disk's configuration; without one no queue is lent any more. Lets go of the lock. */
 int vql_lanes_config(struct vql_disk *disk, struct vql_lane_config **config);
 /*

@@ -27,8 +27,9 @@ static int config_kqs(struct vql_lane_config *config, struct vql_ctrl *ctrl)
 		return -E2BIG;
 	for (kind = 0; kind < VQL_KQ_KINDS; kind++) {
 		kq = vql_kq_get(ctrl, kind);
-		/* A controller with few queue pairs has one for both. */
-		if (IS_ERR(kq) && kind == VQL_KQ_SLOW)
+		/* A controller with few queue pairs, or interrupts, has one for both. */
+		if (kind == VQL_KQ_SLOW && IS_ERR(kq) && kq != ERR_PTR(-EAGAIN) &&
+		    kq != ERR_PTR(-ENODEV) && kq != ERR_PTR(-EINTR))
 			kq = vql_kq_get(ctrl, VQL_KQ_FAST);
 		if (IS_ERR(kq))
 			return PTR_ERR(kq); /* and the configuration is given up */

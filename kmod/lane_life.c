@@ -179,6 +179,16 @@ static void lane_return(struct vql_lane *lane, enum vql_queue_returned why)
 	vql_disk_changed(lane->disk);
 }
 
+void vql_lanes_retry(struct work_struct *work)
+{
+	struct vql_disk *disk = container_of(work, struct vql_disk, lane_retry.work);
+
+	mutex_lock(&disk->lock);
+	vql_lanes_start(disk);
+	mutex_unlock(&disk->lock);
+	vql_disk_put(disk);
+}
+
 void vql_lanes_start(struct vql_disk *disk)
 {
 	struct vql_lane_mem *mem;
@@ -207,6 +217,10 @@ void vql_lanes_start(struct vql_disk *disk)
 		}
 		if (!err)
 			err = lane_start(lane, q);
+		if (err == -EAGAIN) { /* for all of them */
+			vql_lanes_start_later(disk);
+			return;
+		}
 		if (err) {
 			dev_warn_ratelimited(&disk->vdev.dev,
 					     "queue %u is not served in the kernel (%d)\n", i, err);

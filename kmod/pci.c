@@ -82,6 +82,7 @@ static void pci_let_go(struct vql_ctrl *ctrl)
 	/* Without the admin queue's interrupt and with a dead controller nobody queues the work. */
 	free_irq((unsigned int)pci_irq_vector(ctrl->pdev, 0), ctrl);
 	cancel_work_sync(&ctrl->event_work);
+	cancel_work_sync(&ctrl->restart_work);
 
 	/* All guest memory is unmapped from the device; no queue pair is live, so none is mapped anew. */
 	vql_attach_drop_ctrl(ctrl);
@@ -106,7 +107,7 @@ static void pci_shut_down(struct vql_ctrl *ctrl)
 	/* Before the lock: somebody may wait under it for an answer that will not come. */
 	if (!pci_device_is_present(ctrl->pdev))
 		vql_ctrl_set_offline(ctrl);
-	mutex_lock(&ctrl->lock);
+	vql_ctrl_lock_started(ctrl);
 	vql_ctrl_shutdown(ctrl);
 	mutex_unlock(&ctrl->lock);
 }
@@ -183,7 +184,7 @@ static int vql_pci_suspend(struct device *dev)
 	struct vql_ctrl *ctrl = pci_get_drvdata(to_pci_dev(dev));
 
 	/* All processes stand still. Theirs is a lost queue pair when they go on, as after a reset. */
-	mutex_lock(&ctrl->lock);
+	vql_ctrl_lock_started(ctrl);
 	vql_ctrl_suspend(ctrl);
 	mutex_unlock(&ctrl->lock);
 	return 0;
@@ -236,7 +237,8 @@ static void vql_pci_restart(struct pci_dev *pdev)
 	struct vql_ctrl *ctrl = pci_get_drvdata(pdev);
 
 	mutex_lock(&ctrl->lock);
-	if (vql_ctrl_usable(ctrl) == -EAGAIN && !ctrl->suspended) {
+	/* One that was reset without the PCI core starts by itself. */
+	if (vql_ctrl_usable(ctrl) == -EAGAIN && !ctrl->suspended && !ctrl->restarts) {
 		WRITE_ONCE(ctrl->offline, false);
 		pci_set_master(pdev);
 		vql_ctrl_start(ctrl);

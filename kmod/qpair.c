@@ -116,6 +116,14 @@ static void qpair_free_irq(struct vql_qpair *qp)
 	mutex_unlock(&qp->irq_lock);
 }
 
+void vql_qpair_synchronize(struct vql_qpair *qp)
+{
+	mutex_lock(&qp->irq_lock);
+	if (qp->irq)
+		synchronize_irq((unsigned int)qp->irq);
+	mutex_unlock(&qp->irq_lock);
+}
+
 /* ---- beginning and end ---- */
 
 static void qpair_free_memory(struct vql_qpair *qp)
@@ -197,6 +205,7 @@ static int qpair_start(struct vql_qpair *qp)
 		return err;
 	}
 	__set_bit(qp->qid, ctrl->qids);
+	WRITE_ONCE(qp->ended, false);
 	WRITE_ONCE(qp->status->state, VQL_QPAIR_LIVE);
 	vql_ctrl_set_free(ctrl);
 	return 0;
@@ -228,6 +237,9 @@ static void qpair_end(struct vql_qpair *qp, enum vql_qpair_state state)
 		/* After the zap: the next to have this identifier has these doorbells for himself. */
 		__clear_bit(qp->qid, ctrl->qids);
 		vql_ctrl_set_free(ctrl);
+		/* Pairs with vql_qpair_kill(), which looks without the lock: all of the above is done. */
+		smp_store_release(&qp->ended, true);
+		wake_up_all(&qp->wait);
 	}
 }
 
@@ -250,11 +262,28 @@ static void qpair_kill(struct vql_qpair *qp)
 	qpair_end(qp, VQL_QPAIR_LOST);
 }
 
+/*
+ * What it waits for is the queue pair's end, whoever brings it, and not the lock: who has that may be starting the
+ * controller again, which takes minutes. So it does not sleep in line for it.
+ */
+static void qpair_wait_killed(struct vql_qpair *qp)
+{
+	while (!smp_load_acquire(&qp->ended)) {
+		if (mutex_trylock(&qp->ctrl->lock)) {
+			qpair_kill(qp);
+			mutex_unlock(&qp->ctrl->lock);
+			return;
+		}
+		wait_event_timeout(qp->wait, READ_ONCE(qp->ended), max(HZ / 200, 1));
+	}
+}
+
+/* A VMM waits for it, or may come to. */
 void vql_qpair_kill(struct vql_qpair *qp)
 {
-	mutex_lock(&qp->ctrl->lock);
-	qpair_kill(qp);
-	mutex_unlock(&qp->ctrl->lock);
+	atomic_inc(&qp->ctrl->hurried);
+	qpair_wait_killed(qp);
+	atomic_dec(&qp->ctrl->hurried);
 }
 
 void vql_qpairs_end(struct vql_ctrl *ctrl, enum vql_qpair_state state)
@@ -268,8 +297,15 @@ void vql_qpairs_delete(struct vql_ctrl *ctrl)
 {
 	struct vql_qpair *qp;
 
-	list_for_each_entry(qp, &ctrl->qpairs,
-			    list) if (vql_qpair_is_live(qp) && qpair_delete(qp)) return;
+	list_for_each_entry(qp, &ctrl->qpairs, list)
+	{
+		if (!vql_qpair_is_live(qp))
+			continue;
+		if (qpair_delete(qp))
+			return;
+		/* Who waits for its end is not to wait for what comes next: a cache may take long to write back. */
+		qpair_end(qp, VQL_QPAIR_LOST);
+	}
 }
 
 void vql_qpairs_free(struct vql_ctrl *ctrl)
@@ -291,8 +327,15 @@ static long qpair_attach(struct vql_qpair *qp, struct vql_qpair_attach __user *a
 	if (req.reserved)
 		return -EINVAL;
 	/* Under ctrl->lock a live queue pair stays live: so memory is mapped for no dead device. */
-	if (mutex_lock_killable(&qp->ctrl->lock))
-		return -EINTR;
+	err = vql_ctrl_lock_live(qp->ctrl);
+	/*
+	 * Its end is near, since the controller is not LIVE any more, and is to be seen in its status before its holder
+	 * does without the attachment.
+	 */
+	if (err == -EAGAIN || err == -ENODEV)
+		err = wait_event_killable(qp->wait, READ_ONCE(qp->ended)) ?: -ENODEV;
+	if (err)
+		return err;
 	slot = vql_qpair_is_live(qp) ? vql_attach(qp, req.mspace_fd, &req.pages) : -ENODEV;
 	mutex_unlock(&qp->ctrl->lock);
 	if (slot < 0)
@@ -353,7 +396,7 @@ static int qpair_release(struct inode *inode, struct file *file)
 {
 	struct vql_qpair *qp = file->private_data;
 
-	vql_qpair_kill(qp);
+	qpair_wait_killed(qp);
 	/* Only now: no command is under way that could reach what is unmapped here. */
 	vql_attach_drop_qpair(qp);
 	mutex_lock(&vql_attach_lock);
@@ -386,6 +429,7 @@ static struct vql_qpair *qpair_alloc(struct vql_ctrl *ctrl, u32 depth, u32 pool_
 		return NULL;
 	}
 	qp->status->state = VQL_QPAIR_LOST; /* until it is started */
+	qp->ended = true;                   /* the same */
 	qp->depth = depth;
 	qp->pool_pages = pool_pages;
 	kref_init(&qp->ref);
@@ -457,7 +501,7 @@ long vql_qpair_create(struct vql_ctrl *ctrl, struct vql_qpair_create __user *arg
 		return fd;
 	}
 	qp = file->private_data;
-	err = mutex_lock_killable(&ctrl->lock);
+	err = vql_ctrl_lock_live(ctrl);
 	if (!err) {
 		err = qpair_start(qp);
 		if (!err)

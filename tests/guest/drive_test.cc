@@ -190,6 +190,40 @@ TEST_CASE("a controller that is reset is no more than a delay", "[.][drive-reset
     victim.goes_on();
 }
 
+// Its admin queue is mute while it starts, so that it does not start sooner than the test wants.
+TEST_CASE("a disk that comes while its controller starts is in the kernel lane when it has started",
+          "[.][drive-restarts]") {
+    setup with;
+    victim_guest victim(with.daemon, 0);
+    auto come_to = [&](const std::string& lane) {
+        deadline until(default_timeout());
+        for (;;) {
+            const auto lanes = with.daemon.entry("victim0").at("lanes");
+            if (lanes.at(0).at("lane") == lane && lanes.at(1).at("lane") == lane) {
+                return true;
+            }
+            if (until.passed()) {
+                return false;
+            }
+            usleep(100000);
+        }
+    };
+    auto kernel_requests = [&] {
+        return with.daemon.entry("victim0").at("lanes").at(0).at("kernel_requests").get<uint64_t>();
+    };
+    CHECK(come_to("kernel"));
+    victim.guest.device.disconnect();
+    let_case("restart");
+    victim.restart();
+    CHECK(come_to("kernel"));
+    const auto served = kernel_requests();
+    let_case("started");
+    CHECK(victim.guest.driver.flush().status == blk_ok);
+    CHECK(come_to("kernel"));
+    CHECK(kernel_requests() > served);
+    victim.goes_on();
+}
+
 // What a lost queue pair had under way is for the daemon to finish, in either lane: for the one
 // that is there, or the next. The drive is slow, so that there is something.
 TEST_CASE("what is under way in a controller that is reset is done, also if the daemon is dead",

@@ -149,7 +149,7 @@ result<void> kmod_disk::yield(std::span<const uint32_t> next_avail) const {
     return {};
 }
 
-result<void> kmod_disk::set_lane(const kmod_lane& lane) const {
+result<bool> kmod_disk::set_lane(const kmod_lane& lane) const {
     vql_disk_lane l{};
     l.slot = lane.slot;
     l.busy_iops = lane.busy_iops;
@@ -157,7 +157,9 @@ result<void> kmod_disk::set_lane(const kmod_lane& lane) const {
     l.ranges = reinterpret_cast<uintptr_t>(lane.ranges.data());
     std::copy(lane.id.begin(), lane.id.end(), l.id);
     if (command(fd_, VQL_IOC_DISK_LANE, l) == 0)
-        return {};
+        return true;
+    if (errno == EAGAIN)
+        return false;
     if (errno == EOPNOTSUPP)
         return error{who_ +
                      ": the controller has no queue or interrupt left for the kernel lane, or "
@@ -165,13 +167,15 @@ result<void> kmod_disk::set_lane(const kmod_lane& lane) const {
     return errno_error(who_ + ": its kernel lane", errno);
 }
 
-result<void> kmod_disk::lend(uint32_t index, uint16_t next_avail) const {
+result<bool> kmod_disk::lend(uint32_t index, uint16_t next_avail) const {
     vql_disk_lend l{};
     l.index = index;
     l.next_avail = next_avail;
-    if (command(fd_, VQL_IOC_DISK_LEND, l) < 0)
-        return errno_error(who_ + " queue " + std::to_string(index) + ": not lent", errno);
-    return {};
+    if (command(fd_, VQL_IOC_DISK_LEND, l) == 0)
+        return true;
+    if (errno == ESTALE)
+        return false;
+    return errno_error(who_ + " queue " + std::to_string(index) + ": not lent", errno);
 }
 
 result<void> kmod_disk::take(uint32_t index) const {
@@ -390,10 +394,12 @@ void kmod_qpair::abort(uint16_t cid) const {
     plain_command(fd_, VQL_IOC_QPAIR_ABORT, cid);
 }
 
-result<kmod_dma_table> kmod_qpair::attach(const kmod_mspace& space) const {
+result<std::optional<kmod_dma_table>> kmod_qpair::attach(const kmod_mspace& space) const {
     vql_qpair_attach a{};
     a.mspace_fd = space.fd();
     if (command(fd_, VQL_IOC_QPAIR_ATTACH, a) < 0) {
+        if (errno == ENODEV && vql_load_acquire(queue().state))
+            return std::optional<kmod_dma_table>();
         if (errno == ENOMEM || errno == EIO)
             return error{"the guest's memory cannot be mapped for its DMA (dmesg says why)"};
         return errno_error("cannot attach the guest's memory", errno);
@@ -405,7 +411,7 @@ result<kmod_dma_table> kmod_qpair::attach(const kmod_mspace& space) const {
                       false);
     if (m && a.pages == space.pages()) {
         t.map_ = std::move(*m);
-        return t;
+        return std::optional(std::move(t));
     }
     detach(t);
     return m ? error{"the DMA table is not of the guest memory's size"} : m.failure();
@@ -449,6 +455,8 @@ result<vql_ns_info> kmod_ctrl::ns_info(uint32_t nsid) const {
         return i;
     if (errno == ENOENT)
         std::snprintf(i.reason, sizeof(i.reason), "it is not there, or not attached here");
+    else if (errno == EAGAIN)
+        return error{"its controller is being reset: try again"};
     else if (errno != EOPNOTSUPP)
         return errno_error("cannot learn of it", errno);
     i.reason[sizeof(i.reason) - 1] = 0;
@@ -468,7 +476,7 @@ result<void> kmod_ctrl::admin_read(uint32_t what, uint32_t nsid, std::span<uint8
 }
 
 result<void> kmod_ctrl::reset() const {
-    if (plain_command(fd_, VQL_IOC_CTRL_RESET) < 0)
+    if (plain_command(fd_, VQL_IOC_CTRL_RESET) < 0 && errno != EAGAIN) // it is being reset
         return errno_error("cannot reset the controller", errno);
     return {};
 }

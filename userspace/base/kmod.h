@@ -86,10 +86,11 @@ class kmod_disk {
     result<mapping> map_inflight() const;
     result<void> yield(std::span<const uint32_t> next_avail) const;
     // Queues that are lent stand still meanwhile: blocks until what they have in flight is
-    // answered, or given up (drain_ms).
-    result<void> set_lane(const kmod_lane& lane) const;
-    // The module serves the queue from now on, from @next_avail on. All was answered.
-    result<void> lend(uint32_t index, uint16_t next_avail) const;
+    // answered, or given up (drain_ms). False: a controller is being reset, nothing has changed.
+    result<bool> set_lane(const kmod_lane& lane) const;
+    // The module serves the queue from now on, from @next_avail on. All was answered. False: the
+    // disk is about to be stopped.
+    result<bool> lend(uint32_t index, uint16_t next_avail) const;
     // ... and is to give it back, which state() and queue() tell.
     result<void> take(uint32_t index) const;
     // Where the disk's remap program sends @sectors of the queue's request, or the first of them.
@@ -165,7 +166,8 @@ class kmod_qpair {
     void arm() const;
     void abort(uint16_t cid) const;
 
-    result<kmod_dma_table> attach(const kmod_mspace& space) const;
+    // Nothing: the queue pair is lost.
+    result<std::optional<kmod_dma_table>> attach(const kmod_mspace& space) const;
     // No command of this queue pair touches that memory any more.
     void detach(const kmod_dma_table& table) const;
 

@@ -160,18 +160,21 @@ result<void> controller::attach(const guest_memory& memory, const kmod_mspace& s
         auto a = std::make_shared<attachment>();
         a->memory = &memory;
         a->space = &space;
-        // Lost while nothing was under way on it, so that its poller has not noticed yet.
+        // A lost lane gets its tables when it is replaced; until then nothing is submitted there.
+        // Lost while nothing was under way on it, so that its poller has not noticed yet:
         if (l->pair->lost())
             lane_lost(*l);
         auto table = l->pair->pair.attach(space);
-        // A lost lane gets its tables when it is replaced; until then nothing is submitted there.
-        if (!table && !l->lost) {
+        if (!table) {
             detach(memory);
             return error{"controller " + bdf_ + ": " + table.failure().text};
         }
-        if (table) {
-            a->table = std::move(*table);
+        if (*table) {
+            a->table = std::move(**table);
             a->view = make_dma_view(memory.regions(), a->table.words());
+        } else if (!l->lost) { // since a moment ago
+            l->lost = true;
+            l->tries = 0;
         }
         l->attachments.push_back(std::move(a));
     }
@@ -234,23 +237,26 @@ void controller::recover(lane& l) {
             give_up(l, pair.failure().text);
         return;
     }
+    std::vector<kmod_dma_table> tables; // of attachments; none where memory was fenced
+    for (auto& a : l.attachments) {
+        auto table = (*pair)->pair.attach(*a->space);
+        if (table && !*table)
+            return; // lost again: tick() comes back
+        tables.push_back(table ? std::move(**table) : kmod_dma_table{});
+    }
     struct news {
         std::shared_ptr<guarded_pair> old_pair;
         std::vector<kmod_dma_table> old_tables;
         std::vector<std::pair<std::shared_ptr<attachment>, dma_view>> views;
     };
     auto n = std::make_shared<news>();
-    for (auto& a : l.attachments) {
-        auto table = (*pair)->pair.attach(*a->space);
-        n->old_tables.push_back(std::exchange(a->table, {}));
-        dma_view view;
+    for (size_t i = 0; i < tables.size(); i++) {
+        const auto& a = l.attachments[i];
+        n->old_tables.push_back(std::exchange(a->table, std::move(tables[i])));
         // Memory that was fenced is gone: its owner is about to drop it, and what is submitted
         // there fails.
-        if (table) {
-            a->table = std::move(*table);
-            view = make_dma_view(a->memory->regions(), a->table.words());
-        }
-        n->views.emplace_back(a, std::move(view));
+        n->views.emplace_back(a, a->table ? make_dma_view(a->memory->regions(), a->table.words())
+                                          : dma_view{});
     }
     n->old_pair = std::exchange(l.pair, std::move(*pair));
     l.lost = false;

@@ -105,7 +105,7 @@ result<void> vdpa_server::claim(kmod_control& module) {
         disk_ = std::move(**claimed);
         // What an earlier daemon has told the kernel lane, in its own numbers, counts no more.
         if (auto ok = disk_.set_lane({}); !ok)
-            return ok;
+            return ok.failure();
         const auto differs = find_difference(disk_.shape(), wanted);
         if (!differs) // but it may have grown
             return disk_.shape().config == wanted.config ? result<void>()
@@ -454,8 +454,11 @@ void vdpa_server::prepare_lane() {
     if (lane_.mode == lane_mode::poll || lane_ready_ || !leased_)
         return;
     auto plan = lane_.plan();
-    result<void> ok = plan ? disk_.set_lane(*plan) : result<void>(plan.failure());
-    lane_ready_ = bool(ok);
+    const result<bool> ok = plan ? disk_.set_lane(*plan) : result<bool>(plan.failure());
+    lane_ready_ = ok && *ok;
+    lane_later_ = ok && !*ok; // tick() tries again: nothing is told when the reset is over
+    if (lane_later_)
+        lane_refusal_ = "a controller of its targets is being reset";
     if (!ok && ok.failure().text != lane_refusal_) {
         lane_refusal_ = ok.failure().text;
         const std::string what = "disk " + name_ + ": served by pollers only: " + lane_refusal_;
@@ -473,12 +476,15 @@ bool vdpa_server::lend(vdpa_ring& r) {
         return false;
     if (!obliged() && !r.choice.kernel())
         return false;
-    if (auto ok = disk_.lend(r.vq.index, r.base); !ok) {
+    const auto ok = disk_.lend(r.vq.index, r.base);
+    if (!ok) {
         say_line(log_level::warning, ok.failure().text);
         lane_ready_ = false; // until something changes
         lane_refusal_ = ok.failure().text;
         return false;
     }
+    if (!*ok)
+        return false;
     r.lent = true;
     r.taking = r.served = false;
     r.why = "little to do";
@@ -596,11 +602,12 @@ void vdpa_server::tick() {
     if (!leased_ || busy_ || lane_.mode == lane_mode::poll)
         return;
     if (!lane_ready_) {
-        if (lane_.has_policy()) { // nobody serves it
-            prepare_lane();
-            run_rings();
-        }
-        return;
+        if (!lane_later_ && !lane_.has_policy()) // one with a policy is served by nobody
+            return;
+        prepare_lane();
+        run_rings();
+        if (!lane_ready_)
+            return;
     }
     std::vector<ring_state*> to_lend;
     for (auto& r : rings_) {

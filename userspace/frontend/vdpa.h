@@ -110,6 +110,7 @@ class vdpa_server : public frontend {
     std::function<void(result<void>)> removed_; // waits for the VMM to let go
     const lane_settings lane_;
     bool lane_ready_ = false;  // the module knows what to reach
+    bool lane_later_ = false;  // not yet, while a controller is being reset
     std::string lane_refusal_; // why not
     std::vector<std::function<void()>>
         when_back_; // wait until no queue is lent; none is lent meanwhile

@@ -290,7 +290,8 @@ struct vql_disk_lane {
  * @reserved: zero
  *
  * The caller says: all that I took from this queue was answered, and no command of mine for it is
- * under way. Needs the lease (ESTALE) and VQL_IOC_DISK_LANE (EINVAL). The loan ends with
+ * under way. Needs the lease (ESTALE) and VQL_IOC_DISK_LANE (EINVAL). EOPNOTSUPP: the lane cannot start; while a
+ * controller is being reset it waits until it can. The loan ends with
  * VQL_IOC_DISK_TAKE, when the driver stops the queue or resets the disk, or by itself, which poll()
  * tells; not with the lease, nor with the claim.
  */
@@ -616,7 +617,7 @@ enum vql_qpair_state {
  * @pages: out: of the mspace
  *
  * Attached twice is attached once. ENOMEM/EIO: not mappable for this device (the reason is in the
- * kernel log). Replacing a vDPA disk's memory (a new map from the VMM) carries the attachments over:
+ * kernel log). ENODEV: the queue pair is lost, or the memory was taken back. Replacing a vDPA disk's memory (a new map from the VMM) carries the attachments over:
  * attach the new fd to learn its slot.
  */
 struct vql_qpair_attach {
@@ -642,7 +643,8 @@ struct vql_qpair_detach {
  *   (NVMe 2.0 §5.1). The completion, if it comes, comes in the queue.
  * VQL_IOC_CTRL_RESET (on the controller): abort did not help. Delete its I/O queues, disable and enable
  *   the controller; all its queue pairs are lost, and until a state word says so commands may come back
- *   as aborted for that (status 0x08): they are to be done again. Returns when it is live again, or ENODEV.
+ *   as aborted for that (status 0x08): they are to be done again. Returns when it is live again, or ENODEV;
+ *   EAGAIN: somebody else resets it.
  */
 
 #define VQL_IOC_MAGIC 0xB5

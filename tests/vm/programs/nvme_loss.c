@@ -4,6 +4,7 @@
 //   unbind  the driver is unbound while files are open and mapped
 //   hung    the controller can no longer answer (bus mastering off) and is given up
 //   heals   the same, but it answers again while it is being reset
+//   muted   the controller works, but answers no admin command
 //   flr     a function level reset, by sysfs
 //   pulled  waits until somebody pulls the drive
 //   event   waits until the controller warns of its health
@@ -14,7 +15,7 @@
 
 #include <vqlane/nvme.h>
 
-#include "lane.h"
+#include "vdpa.h"
 
 static void write_file(const char* path, const char* text) {
     int fd = open(path, O_WRONLY);
@@ -79,6 +80,15 @@ static void unbind(void) {
     CHECK("an old file that is closed then does no harm", new_lane_works());
 }
 
+// Whoever had the controller reset does not wait for it to be LIVE, or DEAD.
+static enum vql_ctrl_state settled(void) {
+    double begin = now_s();
+
+    while (get_info().state == VQL_CTRL_RESETTING && now_s() - begin < 60)
+        sleep_ms(10);
+    return get_info().state;
+}
+
 static void* heal(void* after_ms) {
     sleep_ms((long)(intptr_t)after_ms);
     set_bus_master(true);
@@ -104,8 +114,9 @@ static void hang(bool it_heals) {
     if (it_heals) {
         pthread_join(healer, NULL);
         CHECK("a controller that answers again is live",
-              get_info().state == VQL_CTRL_LIVE && new_lane_works());
+              settled() == VQL_CTRL_LIVE && new_lane_works());
     } else {
+        settled();
         check_gone(&lane);
         check_ended(&other, VQL_QPAIR_GONE);
         write_device("driver/unbind", bdf);
@@ -115,6 +126,54 @@ static void hang(bool it_heals) {
     end_lane(&other);
     if (!it_heals)
         rebind();
+}
+
+static void* ask_once(void* arg) {
+    struct vql_ns_info ns = {.size = sizeof(ns), .nsid = 1};
+
+    ioctl(ctrl, VQL_IOC_NS_INFO, &ns);
+    return arg;
+}
+
+static int map_more(struct vmm* v) {
+    static uint8_t page[PAGE] __attribute__((aligned(PAGE)));
+
+    return iotlb(v, VHOST_IOTLB_UPDATE, 0xc0000000, PAGE, page, VHOST_ACCESS_RW);
+}
+
+// A VMM changes its memory map, and the daemon does not let go of the memory in time: so its queue
+// pair ends before the call returns. What others have asked the controller for may take
+// admin_timeout_s, 60 s, and so may each command of its start: the VMM does not wait for these.
+static void mute(void) {
+    struct lane lane = new_lane(), other = new_lane();
+    struct vql_qpair_attach attach = {.size = sizeof(attach)};
+    pthread_t asker;
+    struct call call;
+    struct scene s;
+    unsigned drain_ms;
+
+    control = open("/dev/vqlane/control", O_RDWR | O_CLOEXEC);
+    drain_ms = set_parameter("drain_ms", 200);
+    scene_open(&s);
+    attach.mspace_fd = s.memory.fd;
+    NEED(works(&lane, 1, 1) && !ioctl(lane.fd, VQL_IOC_QPAIR_ATTACH, &attach));
+    NEED(!system("insmod \"${VQL_KMOD%/vqlane.ko}/faults/faults.ko\" mute=1"));
+    pthread_create(&asker, NULL, ask_once, NULL);
+    sleep_ms(1000);
+    call_start(&call, &s.vmm, map_more);
+    call_end(&call);
+    CHECK("a VMM has others' command end sooner", call.seconds < 40);
+    CHECK("its daemon's queue pair is lost", lane.status->state == VQL_QPAIR_LOST);
+    CHECK("then the controller starts", get_info().state == VQL_CTRL_RESETTING);
+    pthread_join(asker, NULL);
+    NEED(!system("rmmod faults"));
+    CHECK("which nobody hurries, for it may be slow", settled() == VQL_CTRL_LIVE);
+    check_ended(&other, VQL_QPAIR_LOST);
+    end_lane(&lane);
+    end_lane(&other);
+    scene_close(&s);
+    set_parameter("drain_ms", drain_ms);
+    CHECK("it works", new_lane_works());
 }
 
 static void reset_function(void) {
@@ -280,6 +339,8 @@ int main(int argc, char** argv) {
         hang(false);
     else if (!strcmp(what, "heals"))
         hang(true);
+    else if (!strcmp(what, "muted"))
+        mute();
     else if (!strcmp(what, "flr"))
         reset_function();
     else if (!strcmp(what, "pulled"))
