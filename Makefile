@@ -51,8 +51,10 @@ export VQL_BUILD := $(BUILD)
 
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
 CPPFLAGS += -Iinclude -Iinclude/uapi -Iuserspace -Itests
-# Sanitizer builds are for finding bugs, and -O1 halves the time they take to make.
-CXXFLAGS ?= $(if $(SAN),-O1 -g1,-O2 -g)
+# Sanitizer builds are for finding bugs, and so are tests: what costs is to make them. UBSan's checks take the optimizer as
+# long as all the rest.
+CXXFLAGS ?= $(if $(SAN),$(if $(findstring thread,$(SAN)),-O1,-O0) -g1,-O2 -g)
+TEST_CXXFLAGS ?= $(if $(SAN),,-O1 -g1)
 VQL_CXXFLAGS = -std=c++20 $(WARN) $(CXXFLAGS) $(SANFLAGS) -pthread
 VQL_CFLAGS = -std=c11 $(WARN) $(CXXFLAGS) $(SANFLAGS)
 BPF_CFLAGS := -target bpf -O2 -g -Wall -Wextra -Werror -Iinclude -Ibpf \
@@ -101,21 +103,13 @@ bench-programs: $(BENCH_PROGRAMS)
 # Objects are made again when the way they are made changes.
 $(BUILD)/flags: FORCE
 	$(Q)mkdir -p $(BUILD)
-	$(Q)echo '$(CXX) $(CC) $(CPPFLAGS) $(VQL_CXXFLAGS) $(BPF_CFLAGS) $(DEPFLAGS)' | cmp -s - $@ || \
-		echo '$(CXX) $(CC) $(CPPFLAGS) $(VQL_CXXFLAGS) $(BPF_CFLAGS) $(DEPFLAGS)' > $@
+	$(Q)echo '$(CXX) $(CC) $(CPPFLAGS) $(VQL_CXXFLAGS) $(TEST_CXXFLAGS) $(BPF_CFLAGS) $(DEPFLAGS)' | cmp -s - $@ || \
+		echo '$(CXX) $(CC) $(CPPFLAGS) $(VQL_CXXFLAGS) $(TEST_CXXFLAGS) $(BPF_CFLAGS) $(DEPFLAGS)' > $@
 
-# Sanitizer builds read once what most *_test.cc include (tests/precompiled.h), which is a third of their time. Only with g++
-# itself: ccache would keep no object of theirs.
-PRECOMPILED := $(if $(SAN),$(if $(subst g++,,$(CXX)),,$(BUILD)/precompiled.h.gch))
-precompiled = $(if $(PRECOMPILED),$(if $(filter %_test.cc,$(1)),-include $(BUILD)/precompiled.h))
-$(PRECOMPILED): tests/precompiled.h $(BUILD)/flags
-	@echo "  CXX   $<"
-	$(Q)$(CXX) $(CPPFLAGS) $(VQL_CXXFLAGS) -x c++-header $< -o $@
-
-$(BUILD)/obj/%.o: %.cc $(BUILD)/flags $(PRECOMPILED)
+$(BUILD)/obj/%.o: %.cc $(BUILD)/flags
 	@echo "  CXX   $<"
 	@mkdir -p $(@D)
-	$(Q)$(CXX) $(CPPFLAGS) $(VQL_CXXFLAGS) $(call precompiled,$<) $(EXTRA) $(DEPFLAGS) -c $< -o $@
+	$(Q)$(CXX) $(CPPFLAGS) $(VQL_CXXFLAGS) $(if $(filter %_test.cc,$<),$(TEST_CXXFLAGS)) $(EXTRA) $(DEPFLAGS) -c $< -o $@
 
 $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 	@echo "  CC    $<"
