@@ -524,6 +524,36 @@ TEST_CASE("a namespace that is detached fails its disks' requests, and serves ag
     CHECK(other.stop() == "");
 }
 
+// One that answers no admin command: opening a controller takes several.
+TEST_CASE("a drive that answers no admin command keeps nobody waiting but its own disks",
+          "[.][drive-silent]") {
+    test_storage storage;
+    storage.add_file("other", disk_bytes);
+    test_daemon daemon(storage.targets() + storage.disk("other", "other"));
+    bystander other(daemon.device("other"), disk_bytes, test_seed(1720));
+    let_case("silence");
+    auto adds = std::async(std::launch::async, [&] {
+        const std::string target = "nvme:" + victim_address(0) + "/1";
+        nlohmann::json extent = {{"target", target}, {"offset", 0}, {"length", disk_bytes}};
+        return daemon.control().result(disk_add(
+            {{"name", "victim0"}, {"extents", nlohmann::json::array({extent})}, {"queues", 2}}));
+    });
+    std::string problem;
+    for (deadline silent(milliseconds(4000)); !silent.passed();) {
+        deadline soon(milliseconds(10000)); // it is silent for a minute at least
+        const auto victim = daemon.entry("victim0");
+        CHECK_FALSE(soon.passed());
+        CHECK(other.goes_on());
+        problem = victim.is_null() ? "" : victim.at("problem").get<std::string>();
+    }
+    CHECK_THAT(problem, ContainsSubstring(victim_address(0)) && ContainsSubstring("being opened"));
+    CHECK(adds.wait_for(std::chrono::seconds(0)) == std::future_status::timeout);
+    let_case("answer");
+    CHECK_NOTHROW(adds.get());
+    victim_guest(daemon, 0).run.run(20);
+    CHECK(other.stop() == "");
+}
+
 namespace {
 
 // The drive of drive-errors (tests/vm/host-vm.sh).

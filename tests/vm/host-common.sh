@@ -224,6 +224,11 @@ pull_drive() {
 mute_drive() { setpci -s "$1" COMMAND=0:4; }
 unmute_drive() { setpci -s "$1" COMMAND=4:4; }
 
+# silence_drives: they do, and answer, what they are told, but the module sees none of their answers to admin commands. For
+# no longer than a minute: then it resets them.
+silence_drives() { insmod "${VQL_KMOD%/vqlane.ko}/faults/faults.ko" mute=1; }
+end_silence() { rmmod faults; }
+
 # slow_drive SERIAL IOPS: it does no more than so many commands a second; 0: as many as it can.
 slow_drive() { monitor "block_set_io_throttle $1-image 0 0 0 $2 0 0"; }
 

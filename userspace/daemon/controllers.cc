@@ -30,9 +30,9 @@ std::string text_of(const char* field, size_t bytes) { // NVMe 2.0 §1.4: padded
 
 } // namespace
 
-result<std::unique_ptr<controller>>
-controller::open(const std::string& bdf, uint32_t index, bool allow_untranslated, bool patient,
-                 event_loop& loop, const std::vector<std::unique_ptr<poller>>& pollers) {
+result<std::unique_ptr<controller>> controller::open(const std::string& bdf, uint32_t index,
+                                                     bool allow_untranslated, bool patient,
+                                                     size_t pollers, event_loop& loop) {
     auto c = std::unique_ptr<controller>(new controller(bdf, index, loop));
     if (auto ok = c->take(allow_untranslated, patient); !ok)
         return ok.failure();
@@ -58,12 +58,12 @@ result<void> controller::take(bool allow_untranslated, bool patient) {
     auto device = kmod_ctrl::open(bdf_);
     if (!device)
         return device.failure();
-    device_ = std::move(*device);
+    device_ = std::make_shared<const kmod_ctrl>(std::move(*device));
     // One daemon at a time, and not before the queue pairs of a dead one are gone: a command of its
     // that lands late would undo a newer one.
     for (int waited = 0;; waited++) {
-        const bool locked = flock(device_.fd(), LOCK_EX | LOCK_NB) == 0;
-        auto now = device_.info();
+        const bool locked = flock(device_->fd(), LOCK_EX | LOCK_NB) == 0;
+        auto now = device_->info();
         if (!now)
             return now.failure();
         info_ = *now;
@@ -94,22 +94,21 @@ result<void> controller::take(bool allow_untranslated, bool patient) {
     return {};
 }
 
-result<void> controller::open_lanes(const std::vector<std::unique_ptr<poller>>& pollers) {
+result<void> controller::open_lanes(size_t pollers) {
     // A kernel lane that has outlived its daemon has one.
-    const size_t n = std::min<size_t>(pollers.size(), info_.free_qpairs);
+    const size_t n = std::min<size_t>(pollers, info_.free_qpairs);
     if (!n)
         return error{"controller " + bdf_ + " has no queue pair left: the kernel lane has " +
                      std::to_string(info_.own_qpairs)};
-    if (n < pollers.size())
+    if (n < pollers)
         log_info("controller " + bdf_ + " has " + std::to_string(n) + " queue pairs left: of " +
-                 std::to_string(pollers.size()) + " pollers only the first " + std::to_string(n) +
+                 std::to_string(pollers) + " pollers only the first " + std::to_string(n) +
                  " serve its disks");
     for (size_t i = 0; i < n; i++) {
         auto l = std::make_unique<lane>();
         auto pair = make_pair();
         if (!pair)
             return pair.failure();
-        l->on = pollers[i].get();
         l->pair = std::move(*pair);
         if (auto ok = l->served.engine.open(queue_of(*l->pair)); !ok)
             return ok;
@@ -122,15 +121,20 @@ result<void> controller::open_lanes(const std::vector<std::unique_ptr<poller>>& 
         };
         lanes_.push_back(std::move(l));
     }
-    // Only now, when nothing can fail any more.
-    for (auto& l : lanes_)
-        l->on->post([this, raw = l.get()] { raw->on->add_nvme(raw->served, index_); });
     return {};
+}
+
+void controller::start(const std::vector<std::unique_ptr<poller>>& pollers) {
+    for (size_t i = 0; i < lanes_.size(); i++) {
+        lane* l = lanes_[i].get();
+        l->on = pollers[i].get();
+        l->on->post([this, l] { l->on->add_nvme(l->served, index_); });
+    }
 }
 
 result<std::shared_ptr<controller::guarded_pair>> controller::make_pair() {
     const uint32_t depth = std::min(queue_depth, info_.max_depth);
-    auto pair = device_.create_qpair(depth, depth + bounce_pages);
+    auto pair = device_->create_qpair(depth, depth + bounce_pages);
     if (!pair)
         return pair.failure();
     auto p = std::make_shared<guarded_pair>();
@@ -226,7 +230,7 @@ void controller::lane_lost(lane& l) {
 
 // A new queue pair in place of a lost one, when the controller has one to give.
 void controller::recover(lane& l) {
-    auto now = device_.info();
+    auto now = device_->info();
     if (!now || now->state == VQL_CTRL_DEAD)
         return give_up(l, "it failed, or was taken away");
     if (now->state == VQL_CTRL_RESETTING)
@@ -293,7 +297,7 @@ void controller::overdue(lane& l, std::vector<uint16_t> cids) {
         std::this_thread::sleep_for(std::chrono::seconds(5));
         if (raw->served.stuck.load(std::memory_order_relaxed)) {
             log_error("controller " + bdf_ + ": aborting did not help; resetting it");
-            if (auto ok = device_.reset(); !ok)
+            if (auto ok = device_->reset(); !ok)
                 log_error("controller " + bdf_ + ": " + ok.failure().text);
         }
         rescuing_.store(false);
@@ -306,7 +310,7 @@ void controller::tick() {
     for (auto& l : lanes_)
         if (l->lost && !l->failed)
             recover(*l);
-    auto now = device_.info();
+    auto now = device_->info();
     if (!now)
         return;
     if (now->critical_warning & ~info_.critical_warning)
@@ -318,36 +322,75 @@ void controller::tick() {
     info_.events = now->events;
 }
 
-result<controller*> controller_set::use(const std::string& bdf) {
+void controller_set::use(const std::string& bdf, completion done) {
+    // Whoever wants one is not called from within.
+    const auto later = [this, done](const result<controller*>& r) {
+        loop_.post([done, r] { done(r); });
+    };
     slot* free = nullptr;
     for (slot& s : slots_) {
-        if (s.what && s.what->bdf() == bdf) {
-            if (!s.users)
-                return error{"controller " + bdf + " is just being let go; try again"};
+        if (s.bdf != bdf) {
+            if (s.bdf.empty() && !free)
+                free = &s;
+        } else if (s.what && s.users) {
             s.users++;
-            return s.what.get();
+            return later(s.what.get());
+        } else { // being opened, or let go
+            s.waiting.push_back(std::move(done));
+            return;
         }
-        if (!s.what && !free)
-            free = &s;
     }
     if (!free)
-        return error{"more than " + std::to_string(VQL_MAX_CONTROLLERS) + " controllers"};
-    auto opened = controller::open(bdf, uint32_t(free - slots_.data()), allow_untranslated_,
-                                   patient_, loop_, pollers_);
-    if (!opened)
-        return opened.failure();
-    free->what = std::move(*opened);
-    free->users = 1;
-    return free->what.get();
+        return later(error{"more than " + std::to_string(VQL_MAX_CONTROLLERS) + " controllers"});
+    free->bdf = bdf;
+    free->waiting.push_back(std::move(done));
+    if (!free->worker)
+        free->worker = std::make_unique<storage_worker>(loop_);
+    open(*free);
+}
+
+void controller_set::open(slot& s) {
+    s.worker->run<std::unique_ptr<controller>>(
+        [bdf = s.bdf, index = uint32_t(&s - slots_.data()), untranslated = allow_untranslated_,
+         patient = patient_, pollers = pollers_.size(), &loop = loop_] {
+            return controller::open(bdf, index, untranslated, patient, pollers, loop);
+        },
+        [this, &s](result<std::unique_ptr<controller>> c) { opened(s, std::move(c)); });
+}
+
+void controller_set::opened(slot& s, result<std::unique_ptr<controller>> c) {
+    const auto waiting = std::exchange(s.waiting, {});
+    if (c) {
+        s.what = std::move(*c);
+        s.what->start(pollers_);
+        s.users = uint32_t(waiting.size()); // all of them: one may end its use at once
+    } else {
+        s.bdf.clear();
+    }
+    const result<controller*> outcome = c ? result<controller*>(s.what.get()) : c.failure();
+    for (const completion& done : waiting)
+        done(outcome);
 }
 
 void controller_set::unuse(uint32_t index, std::function<void()> done) {
     slot& s = slots_[index];
     if (--s.users != 0)
         return done();
-    s.what->close([&s, done = std::move(done)] {
-        s.what.reset();
-        done();
+    s.what->close([this, &s, done = std::move(done)] {
+        auto ended = std::make_shared<std::unique_ptr<controller>>(std::move(s.what));
+        s.worker->run<void>(
+            [ended] { // its queue pairs are deleted, which may wait for the drive
+                ended->reset();
+                return result<void>();
+            },
+            [this, &s, ended, done](const result<void>&) {
+                ended->reset(); // where no thread was to be had
+                if (s.waiting.empty())
+                    s.bdf.clear();
+                else
+                    open(s);
+                done();
+            });
     });
 }
 
@@ -355,11 +398,6 @@ void controller_set::tick() {
     for (slot& s : slots_)
         if (s.what)
             s.what->tick();
-}
-
-bool controller_set::closing() const {
-    return std::any_of(slots_.begin(), slots_.end(),
-                       [](const slot& s) { return s.what && !s.users; });
 }
 
 } // namespace vql

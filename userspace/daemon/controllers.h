@@ -4,16 +4,23 @@
 //
 // A queue pair can be lost at any moment (a guest's memory had to be fenced, the controller was
 // reset): then its lane gets a new one, all memory is attached to that, and the poller submits
-// again what was not finished. A controller that is gone fails everything. On the control thread.
+// again what was not finished. A controller that is gone fails everything.
+//
+// On the control thread. What may wait for the drive is a worker's: to open a controller, to let go
+// of it, to ask for a namespace. Left on the control thread are the admin commands that replace a
+// lost queue pair, which come when the controller has just started, and the lock behind which
+// memory is attached.
 #pragma once
 
 #include "base/event_loop.h"
 #include "base/kmod.h"
 #include "base/result.h"
+#include "base/storage_worker.h"
 #include "daemon/poller.h"
 #include "engine/nvme.h"
 #include "frontend/guest_memory.h"
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -26,11 +33,15 @@ namespace vql {
 
 class controller {
   public:
-    // Take the controller at PCI address @bdf for this process alone. Refused: not bound to the
-    // module, used by another daemon, untranslated DMA unless @allow_untranslated.
-    static result<std::unique_ptr<controller>>
-    open(const std::string& bdf, uint32_t index, bool allow_untranslated, bool patient,
-         event_loop& loop, const std::vector<std::unique_ptr<poller>>& pollers);
+    // Take the controller at PCI address @bdf for this process alone, with queue pairs for
+    // @pollers. Refused: not bound to the module, used by another daemon, untranslated DMA unless
+    // @allow_untranslated. Waits for another process to let go of it, and for the drive: on any
+    // thread. All else is for the control thread, where start() comes next.
+    static result<std::unique_ptr<controller>> open(const std::string& bdf, uint32_t index,
+                                                    bool allow_untranslated, bool patient,
+                                                    size_t pollers, event_loop& loop);
+    // Hand its queue pairs to the pollers, one each.
+    void start(const std::vector<std::unique_ptr<poller>>& pollers);
     ~controller();
     controller(const controller&) = delete;
     controller& operator=(const controller&) = delete;
@@ -42,8 +53,9 @@ class controller {
     const vql_ctrl_info& info() const { return info_; }
     // Counts what may have changed a namespace: events, resets.
     uint32_t changes() const { return changes_; }
-    int fd() const { return device_.fd(); } // the module knows it by that
-    result<vql_ns_info> ns_info(uint32_t nsid) { return device_.ns_info(nsid); }
+    int fd() const { return device_->fd(); } // the module knows it by that
+    // To ask the drive for something, which may wait for it: on any thread, also after our end.
+    std::shared_ptr<const kmod_ctrl> device() const { return device_; }
 
     // Map a guest's memory for the controller's DMA, on all lanes. @space outlives the attachment.
     result<void> attach(const guest_memory& memory, const kmod_mspace& space);
@@ -88,7 +100,7 @@ class controller {
     controller(const std::string& bdf, uint32_t index, event_loop& loop)
         : bdf_(bdf), index_(index), loop_(loop) {}
     result<void> take(bool allow_untranslated, bool patient);
-    result<void> open_lanes(const std::vector<std::unique_ptr<poller>>& pollers);
+    result<void> open_lanes(size_t pollers);
     result<std::shared_ptr<guarded_pair>> make_pair();
     static result<kmod_dma_table> make_table(const guarded_pair& p, const kmod_mspace& space);
     nvme_queue queue_of(const guarded_pair& p) const;
@@ -100,7 +112,7 @@ class controller {
     std::string bdf_;
     uint32_t index_;
     event_loop& loop_;
-    kmod_ctrl device_;
+    std::shared_ptr<const kmod_ctrl> device_;
     vql_ctrl_info info_{};
     uint32_t changes_ = 0;
     std::vector<std::unique_ptr<lane>> lanes_;
@@ -115,26 +127,34 @@ class controller {
 // All of them.
 class controller_set {
   public:
+    using completion = std::function<void(const result<controller*>&)>;
+
     controller_set(event_loop& loop, const std::vector<std::unique_ptr<poller>>& pollers,
                    bool allow_untranslated)
         : loop_(loop), pollers_(pollers), allow_untranslated_(allow_untranslated) {}
 
-    // The controller at @bdf, opened if need be. Each use() is ended by one unuse(), whose @done is
-    // called when the controller is closed, or at once if others use it.
-    result<controller*> use(const std::string& bdf);
+    // @done with the controller at @bdf, when it is open; never from within. Each use() that has
+    // got one is ended by one unuse(), whose @done is called when the controller is closed, or at
+    // once if others use it.
+    void use(const std::string& bdf, completion done);
     void unuse(uint32_t index, std::function<void()> done);
     controller& at(uint32_t index) const { return *slots_[index].what; }
-    // From now on guests are served: nothing waits long.
+    // From now on what is not open yet is tried for a second at a time: whoever asks for a
+    // controller that another process has is to know soon.
     void serving() { patient_ = false; }
     void tick();
-    // Are there controllers that are being closed?
-    bool closing() const;
 
   private:
     struct slot {
+        std::string bdf; // empty: free
         std::unique_ptr<controller> what;
         uint32_t users = 0;
+        std::vector<completion> waiting; // while the worker opens it, or lets go of it
+        std::unique_ptr<storage_worker> worker;
     };
+    void open(slot& s);
+    void opened(slot& s, result<std::unique_ptr<controller>> c);
+
     event_loop& loop_;
     const std::vector<std::unique_ptr<poller>>& pollers_;
     bool allow_untranslated_;

@@ -252,6 +252,7 @@ void server::report_orphans() {
 // that hangs keep one disk, and with it the process, the others can be somebody else's.
 void server::stop(std::function<void()> done) {
     stopped_ = std::move(done);
+    ending_ = true; // what is ready only now is the next daemon's
     if (keeper_)
         keeper_->ending();
     for (const auto& e : entries_) {
@@ -290,7 +291,7 @@ void server::check_stopped() {
 void server::once_a_second() {
     targets_.report_errors();
     controllers_->tick();
-    targets_.look_at_namespaces([this](const target& t) {
+    keeper_->look_at_namespaces([this](const target& t) {
         for (const auto& e : entries_)
             if (e->served)
                 e->served->target_changed(t);

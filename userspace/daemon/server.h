@@ -137,6 +137,7 @@ class server {
     std::unique_ptr<target_keeper> keeper_;
     std::unique_ptr<disk_services> services_;
     std::vector<std::unique_ptr<disk_entry>> entries_;
+    bool ending_ = false;               // stop() was called
     std::function<void()> stopped_;     // stop() was called, and this is still to be told
     std::vector<disk_entry*> stopping_; // those that stop() closes
 };

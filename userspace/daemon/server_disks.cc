@@ -116,7 +116,7 @@ void server::target_changed(const std::string& name) {
 
 // Serve @e if all its targets are there. It may be gone after that.
 void server::try_disk(disk_entry& e) {
-    if (e.now != phase::opening && e.now != phase::waiting)
+    if (ending_ || (e.now != phase::opening && e.now != phase::waiting))
         return;
     bool opening = false;
     for (const extent_config& x : e.settings.extents) {

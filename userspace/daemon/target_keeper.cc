@@ -65,8 +65,8 @@ std::string wanted_target::problem() const {
     }
     if (!opened_->withdrawn.empty())
         return title() + ": withdrawn: " + opened_->withdrawn;
-    if (growing_ && clock::now() - growing_since_ > grace)
-        return title() + ": looked at, or made larger," + for_seconds(growing_since_);
+    if (jobs_ && clock::now() - jobs_since_ > grace)
+        return title() + ": looked at, or made larger," + for_seconds(jobs_since_);
     return {};
 }
 
@@ -123,14 +123,56 @@ void target_keeper::open(wanted_target& w) {
     switch (c.type) {
     case target_type::null:
         return later(make_null_target(c.name, std::max(c.bytes, c.at_least)), {});
-    case target_type::nvme: {
-        auto t = targets_.open_nvme(c);
-        return t ? later(std::move(*t), {}) : later({}, t.failure().text);
-    }
+    case target_type::nvme:
+        return controllers_.use(c.device, [this, &w](const result<controller*>& on) {
+            if (!on)
+                opened(w, on.failure());
+            else if (w.now_ == wanted_target::phase::closing) // dropped meanwhile
+                controllers_.unuse((*on)->index(), [this, &w] { closed(w); });
+            else
+                open_namespace(w, **on);
+        });
     case target_type::uring:
         return w.worker_.run<std::unique_ptr<target>>(
             [c, served = served_] { return open_file(c, served.get()); },
             [this, &w](result<std::unique_ptr<target>> t) { opened(w, std::move(t)); });
+    }
+}
+
+void target_keeper::open_namespace(wanted_target& w, controller& on) {
+    w.worker_.run<vql_ns_info>(
+        [device = on.device(), nsid = w.settings_.nsid] { return device->ns_info(nsid); },
+        [this, &w, &on, changes = on.changes()](const result<vql_ns_info>& ns) {
+            auto t = targets_.make_nvme(w.settings_, on, ns, changes);
+            if (t)
+                opened(w, std::move(t));
+            else
+                controllers_.unuse(on.index(), [this, &w, why = t.failure()] { opened(w, why); });
+        });
+}
+
+void target_keeper::look_at_namespaces(const std::function<void(const target&)>& changed) {
+    for (const entry& e : wanted_) {
+        wanted_target& w = *e;
+        if (w.now_ != wanted_target::phase::ready || w.looking_)
+            continue;
+        target& t = *w.opened_;
+        const auto changes = targets_.changes(t);
+        if (!changes)
+            continue;
+        w.looking_ = true;
+        w.job_begins();
+        w.worker_.run<vql_ns_info>(
+            [device = controllers_.at(t.controller).device(), nsid = t.nsid] {
+                return device->ns_info(nsid);
+            },
+            [this, &w, &t, changes = *changes, changed](const result<vql_ns_info>& ns) {
+                w.looking_ = false;
+                w.jobs_--;
+                // Without an answer it is being reset: the next second.
+                if (ns && w.now_ == wanted_target::phase::ready && targets_.looked(t, *ns, changes))
+                    changed(t);
+            });
     }
 }
 
@@ -247,23 +289,32 @@ void target_keeper::grow(target& t, uint64_t bytes, std::function<void(result<ui
     wanted_target* const w = wanted(t.name);
     if (!w || w->opened_ != &t)
         return done(error{"target " + t.name + " is being closed"});
-    if (!w->growing_++)
-        w->growing_since_ = std::chrono::steady_clock::now();
+    w->job_begins();
     // @t stays until the job is done, and @w until we are told: it is closed by the same worker.
-    w->worker_.run<uint64_t>(
-        [this, &t, bytes] {
-            if (t.kind == target_kind::uring && !t.block_device)
-                try_to_grow(t.fd.get(), bytes);
-            return targets_.grow(t, bytes);
-        },
-        [w, &t, done = std::move(done)](result<uint64_t> usable) {
-            w->growing_--;
-            if (w->now_ != wanted_target::phase::ready) // @t may be gone
-                return done(error{w->title() + " is being closed"});
-            if (usable)
-                t.bytes = *usable;
-            done(std::move(usable));
-        });
+    std::function<result<uint64_t>()> job = [&t, bytes] {
+        if (t.kind == target_kind::uring && !t.block_device)
+            try_to_grow(t.fd.get(), bytes);
+        return grow_target(t, bytes);
+    };
+    if (t.kind == target_kind::nvme)
+        job = [device = controllers_.at(t.controller).device(), nsid = t.nsid, title = w->title(),
+               block_bytes = t.block_bytes]() -> result<uint64_t> {
+            auto ns = device->ns_info(nsid);
+            if (!ns)
+                return ns.failure();
+            if (ns->block_bytes != block_bytes)
+                return error{title + " is withdrawn"};
+            return ns->blocks * ns->block_bytes;
+        };
+    w->worker_.run<uint64_t>(std::move(job),
+                             [w, &t, done = std::move(done)](result<uint64_t> usable) {
+                                 w->jobs_--;
+                                 if (w->now_ != wanted_target::phase::ready) // @t may be gone
+                                     return done(error{w->title() + " is being closed"});
+                                 if (usable)
+                                     t.bytes = *usable;
+                                 done(std::move(usable));
+                             });
 }
 
 void target_keeper::tick() {

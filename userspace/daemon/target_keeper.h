@@ -2,8 +2,8 @@
 // Sees to it that the targets that are wanted are there: opens them, tries again those that cannot
 // be opened, closes them when nobody wants them any more.
 //
-// All that can wait for storage runs on a worker for each target: a target that hangs keeps its
-// worker, and nobody else. On the control thread.
+// All that can wait for storage runs on a worker for each target, and for each controller: what
+// hangs keeps its worker, and nobody else. On the control thread.
 #pragma once
 
 #include "base/event_loop.h"
@@ -47,6 +47,10 @@ class wanted_target {
         now_ = next;
         since_ = clock::now();
     }
+    void job_begins() {
+        if (!jobs_++)
+            jobs_since_ = clock::now();
+    }
 
     target_config settings_;
     phase now_ = phase::waiting;
@@ -55,8 +59,9 @@ class wanted_target {
     clock::time_point next_try_;
     uint32_t tries_ = 0;
     target* opened_ = nullptr; // ready
-    uint32_t growing_ = 0;     // jobs under way
-    clock::time_point growing_since_;
+    bool looking_ = false;     // at its namespace
+    uint32_t jobs_ = 0;        // under way: to look at it, or to make it larger
+    clock::time_point jobs_since_;
     std::unique_ptr<target> ended_; // closing: what no thread could be had for
     std::vector<std::function<void()>> closed_;
     storage_worker worker_;
@@ -95,6 +100,9 @@ class target_keeper {
     const wanted_target* find_closing(const std::string& name) const;
     // Is none being opened for the first time?
     bool settled() const;
+    // Look again at the namespaces whose controllers may have changed them; @changed for each that
+    // is withdrawn then, or serves again.
+    void look_at_namespaces(const std::function<void(const target&)>& changed);
     // Once a second.
     void tick();
 
@@ -103,6 +111,7 @@ class target_keeper {
 
     wanted_target* wanted(const std::string& name) const;
     void open(wanted_target& w);
+    void open_namespace(wanted_target& w, controller& on);
     void opened(wanted_target& w, result<std::unique_ptr<target>> t);
     void failed(wanted_target& w, const std::string& why);
     result<target*> publish(wanted_target& w, std::unique_ptr<target> t);

@@ -21,37 +21,32 @@ result<target*> target_set::add(std::unique_ptr<target> t) {
         return error{"more than " + std::to_string(VQL_MAX_TARGETS) + " targets"};
     t->id = uint32_t(free - table_->begin());
     reported_[t->id] = 0;
-    if (t->kind == target_kind::nvme)
-        looked_[t->id] = controllers_->at(t->controller).changes();
     free->store(t.get(), std::memory_order_release);
     targets_.push_back(std::move(t));
     return targets_.back().get();
 }
 
-result<std::unique_ptr<target>> target_set::open_nvme(const target_config& c) {
-    auto used = controllers_->use(c.device);
-    if (!used)
-        return used.failure();
-    controller& on = **used;
+result<std::unique_ptr<target>> target_set::make_nvme(const target_config& c, const controller& on,
+                                                      const result<vql_ns_info>& ns,
+                                                      uint32_t changes) const {
     const auto refuse = [&](const std::string& why) {
-        controllers_->unuse(on.index(), [] {});
         return error{"controller " + c.device + " namespace " + std::to_string(c.nsid) + ": " +
                      why};
     };
     for (const auto& t : targets_)
         if (t->kind == target_kind::nvme && t->controller == on.index() && t->nsid == c.nsid)
             return refuse("is target " + t->name + " already");
-    auto ns = on.ns_info(c.nsid);
     if (!ns)
         return refuse(ns.failure().text);
     if (!ns->blocks)
-        return refuse("cannot be served: " + std::string(ns->reason));
+        return refuse("cannot be served: " + std::string((*ns).reason));
     auto t = std::make_unique<target>();
     t->name = c.name;
     t->kind = target_kind::nvme;
     t->path = "nvme:" + c.device + "/" + std::to_string(c.nsid);
     t->controller = on.index();
     t->nsid = c.nsid;
+    t->changes = changes;
     t->block_bytes = ns->block_bytes;
     t->bytes = ns->blocks * ns->block_bytes;
     t->boundary_blocks = ns->boundary_blocks;
@@ -77,17 +72,6 @@ std::unique_ptr<target> target_set::remove(target& t) {
     return removed;
 }
 
-result<uint64_t> target_set::grow(const target& t, uint64_t want) const {
-    if (t.kind != target_kind::nvme)
-        return grow_target(t, want);
-    auto ns = controllers_->at(t.controller).ns_info(t.nsid);
-    if (!ns)
-        return ns.failure();
-    if (ns->block_bytes != t.block_bytes)
-        return error{"target " + t.name + " is withdrawn"};
-    return ns->blocks * ns->block_bytes;
-}
-
 namespace {
 
 // Why @ns is not what @t was opened as; empty: it is.
@@ -102,33 +86,28 @@ std::string why_other(const target& t, const vql_ns_info& ns) {
 
 } // namespace
 
-void target_set::look_at_namespaces(const std::function<void(const target&)>& changed) {
-    for (const auto& t : targets_) {
-        if (t->kind != target_kind::nvme)
-            continue;
-        controller& on = controllers_->at(t->controller);
-        const uint32_t now = on.changes();
-        if (looked_[t->id] == now)
-            continue;
-        const auto ns = on.ns_info(t->nsid);
-        if (!ns)
-            continue; // being reset: the next second
-        looked_[t->id] = now;
-        const std::string was = std::exchange(t->withdrawn, why_other(*t, *ns));
-        if (t->withdrawn == was)
-            continue;
-        const std::string what = "target " + t->name + " (" + t->path + ")";
-        if (t->withdrawn.empty())
-            log_info(what + ": is as it was, and serves again");
-        else
-            log_error(what +
-                      ": withdrawn, its requests fail until it is as it was: " + t->withdrawn);
-        if (was.empty() == t->withdrawn.empty())
-            continue;
-        // Pollers refuse what has no target. What they have submitted is the drive's already.
-        (*table_)[t->id].store(t->withdrawn.empty() ? t.get() : nullptr, std::memory_order_release);
-        changed(*t);
-    }
+std::optional<uint32_t> target_set::changes(const target& t) const {
+    if (t.kind != target_kind::nvme)
+        return std::nullopt;
+    const uint32_t now = controllers_->at(t.controller).changes();
+    return t.changes == now ? std::nullopt : std::optional(now);
+}
+
+bool target_set::looked(target& t, const vql_ns_info& ns, uint32_t changes) {
+    t.changes = changes;
+    const std::string was = std::exchange(t.withdrawn, why_other(t, ns));
+    if (t.withdrawn == was)
+        return false;
+    const std::string what = "target " + t.name + " (" + t.path + ")";
+    if (t.withdrawn.empty())
+        log_info(what + ": is as it was, and serves again");
+    else
+        log_error(what + ": withdrawn, its requests fail until it is as it was: " + t.withdrawn);
+    if (was.empty() == t.withdrawn.empty())
+        return false;
+    // Pollers refuse what has no target. What they have submitted is the drive's already.
+    (*table_)[t.id].store(t.withdrawn.empty() ? &t : nullptr, std::memory_order_release);
+    return true;
 }
 
 result<void> target_set::add_claims(const std::vector<claim>& claims) {

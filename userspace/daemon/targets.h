@@ -11,12 +11,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 #include <vqlane/limits.h>
 
 namespace vql {
 
+class controller;
 class controller_set;
 
 // A part of a target that belongs to a disk.
@@ -32,8 +34,11 @@ class target_set {
   public:
     // @controllers outlives the set; null: there are no NVMe targets.
     void set_controllers(controller_set* controllers) { controllers_ = controllers; }
-    // The namespace that @c names. Refused: one that another target is.
-    result<std::unique_ptr<target>> open_nvme(const target_config& c);
+    // The namespace that @c names of the controller @on, which is what @ns says, as of @changes.
+    // Refused: one that another target is.
+    result<std::unique_ptr<target>> make_nvme(const target_config& c, const controller& on,
+                                              const result<vql_ns_info>& ns,
+                                              uint32_t changes) const;
     // Take @t in, under an id. Refused: a name that exists.
     result<target*> add(std::unique_ptr<target> t);
     target* find(const std::string& name) const;
@@ -41,10 +46,6 @@ class target_set {
     // and no claim is left, its id is free.
     void retire(const target& t) { retired_.push_back(&t); }
     std::unique_ptr<target> remove(target& t);
-    // Look again how large @t is, and make a regular file as large as @want. Returns the usable
-    // size, and changes nothing of @t. May wait for storage: on any thread, while @t is there.
-    result<uint64_t> grow(const target& t, uint64_t want) const;
-
     // Claim for a disk. Refused when a part overlaps one of another claim, unless both only read.
     result<void> add_claims(const std::vector<claim>& claims);
     void remove_claims(const std::string& disk);
@@ -52,13 +53,15 @@ class target_set {
     const target_table& table() const { return *table_; }
     const std::vector<std::unique_ptr<target>>& all() const { return targets_; }
 
-    // Look again at the namespaces whose controllers may have changed them. One that is not what it
-    // was opened as is withdrawn, and serves again when it is; @changed is called for each.
+    // Its controller's changes(), if it has had some since @t was looked at.
+    std::optional<uint32_t> changes(const target& t) const;
+    // Namespace @t is what @ns says, as of @changes. One that is not what it was opened as is
+    // withdrawn, and serves again when it is. Returns whether it is one or the other since now.
     //
     // Another host, or the kernel through another controller, can format a namespace: with blocks
     // of another size under it, a command would name other bytes, and the drive would go past its
     // PRP list.
-    void look_at_namespaces(const std::function<void(const target&)>& changed);
+    bool looked(target& t, const vql_ns_info& ns, uint32_t changes);
 
     // Tell the log of what storage refused since the last call.
     void report_errors();
@@ -70,7 +73,6 @@ class target_set {
     std::vector<claim> claims_;
     std::unique_ptr<target_table> table_ = std::make_unique<target_table>();
     std::array<uint64_t, VQL_MAX_TARGETS> reported_{};
-    std::array<uint32_t, VQL_MAX_TARGETS> looked_{}; // at which of the controller's changes
 };
 
 } // namespace vql

@@ -38,6 +38,7 @@ struct target {
     uint32_t nsid = 0;       // namespace
     uint32_t boundary_blocks =
         0; // no read, write or write zeroes crosses a multiple of it (NOIOB); 0 = none
+    uint32_t changes = 0;  // its controller's, when it was looked at last (control thread only)
     std::string withdrawn; // why the namespace is another now (control thread only)
 
     // uring

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cerrno>
 #include <csignal>
+#include <mutex>
 #include <string>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -15,9 +16,10 @@ namespace vql {
 
 namespace {
 
-// One guarded range. The control thread fills and clears entries; the handler, on whatever thread
-// faulted, reads them. bytes is the flag: it is written last (release) when an entry is filled, and
-// cleared first, before the range is unmapped, so the handler never repairs a range that is gone.
+// One guarded range. Whoever maps it fills the entry, under the mutex, and clears it; the handler,
+// on whatever thread faulted, reads it. bytes is the flag: it is written last (release) when an
+// entry is filled, and cleared first, before the range is unmapped, so the handler never repairs a
+// range that is gone.
 struct guard_entry {
     std::atomic<uintptr_t> base{0};
     std::atomic<size_t> bytes{0};
@@ -25,6 +27,7 @@ struct guard_entry {
 };
 constexpr size_t max_guards = size_t{VQL_MAX_DISKS} * 16;
 std::array<guard_entry, max_guards> guards;
+std::mutex filling;
 std::atomic<size_t> guards_used{0}; // high-water mark
 std::atomic<uint64_t> trips{0};
 
@@ -64,6 +67,7 @@ result<void> guard_guest_memory() {
 }
 
 int add_guard(void* base, size_t bytes) {
+    std::lock_guard lock(filling);
     for (size_t i = 0; i < max_guards; i++) {
         guard_entry& g = guards[i];
         if (g.bytes.load(std::memory_order_relaxed))
