@@ -34,7 +34,7 @@ json report(const load_result& r, const load_options& o) {
         histogram.push_back({floor, count});
     const double per_second = double(r.requests) / r.seconds;
     return {{"iops", per_second},
-            {"mb_s", per_second * o.block_bytes / 1e6},
+            {"bytes_per_second", per_second * o.block_bytes},
             {"requests", r.requests},
             {"all_requests", r.all_requests},
             {"seconds", r.seconds},
@@ -43,7 +43,7 @@ json report(const load_result& r, const load_options& o) {
              {{"avg", r.latency.average()},
               {"p50", r.latency.percentile(0.5)},
               {"p99", r.latency.percentile(0.99)},
-              {"p99_9", r.latency.percentile(0.999)},
+              {"p999", r.latency.percentile(0.999)},
               {"max", r.latency.max()}}},
             {"histogram", histogram},
             {"answers_per_look", r.looks ? double(r.requests) / double(r.looks) : 0},

@@ -175,7 +175,7 @@ def point_rows(points):
                 iops = figure(point, c, server, "iops")
                 cpu = figure(point, c, server, "server_cpu_ns_per_request")
                 latency = [duration(figure(point, c, server, f"latency_ns.{p}")["median"])
-                           for p in ("avg", "p50", "p99", "p99_9")]
+                           for p in ("avg", "p50", "p99", "p999")]
                 yield (point["name"], c, server, count(iops["median"]), f"{count(iops['min'])} to {count(iops['max'])}",
                        *latency, duration(cpu["median"]), f"{iops['rounds']}{' disturbed' if point['disturbed'] else ''}")
 

@@ -207,9 +207,9 @@ class Programs:
         latency = read["clat_ns"]["percentile"]
         busy = out["usr_cpu"] + out["sys_cpu"]
         waited_ms = said["waited_ms"] / 1.2  # the ramp's is in it
-        return {"iops": read["iops"], "mb_s": read["bw_bytes"] / 1e6, "requests": read["total_ios"],
+        return {"iops": read["iops"], "bytes_per_second": read["bw_bytes"], "requests": read["total_ios"],
                 "latency_ns": {"avg": read["lat_ns"]["mean"], "p50": latency["50.000000"], "p99": latency["99.000000"],
-                               "p99_9": latency["99.900000"], "max": read["lat_ns"]["max"]},
+                               "p999": latency["99.900000"], "max": read["lat_ns"]["max"]},
                 "server_cpu_ns_per_request": busy / 100 * out["job_runtime"] * 1e6 / read["total_ios"],
                 "contended": waited_ms > CONTENDED_MS * seconds, "contention": {"server_wait_ms": waited_ms}}
 

@@ -55,7 +55,7 @@ void check_counts(const json& ops, const run_counts& counts) {
     for (const auto& entry : table) {
         INFO(entry.op);
         const json& figures = ops.at(entry.op);
-        CHECK(figures.at("count") == entry.done.count);
+        CHECK(figures.at("requests") == entry.done.count);
         CHECK(figures.at("bytes") == entry.done.bytes);
         CHECK(figures.at("errors") == 0);
         const json& latency = figures.at("latency_ns");
@@ -67,8 +67,8 @@ void check_counts(const json& ops, const run_counts& counts) {
             CHECK(figures.at("size_bytes").at("p50") <= figures.at("size_bytes").at("p99"));
         }
     }
-    CHECK(ops.at("get_id").at("count") == counts.get_id.count);
-    CHECK(ops.at("other").at("count") == 0);
+    CHECK(ops.at("get_id").at("requests") == counts.get_id.count);
+    CHECK(ops.at("other").at("requests") == 0);
 }
 
 constexpr uint64_t disk_bytes = 16 << 20;
@@ -120,7 +120,7 @@ TEST_CASE("stats are exactly the requests and bytes that were done, over queues,
             polled += poller.at("requests").get<uint64_t>();
         }
         for (const auto& [op, figures] : stats.at("disks")[0].at("lanes").at("kernel").items()) {
-            in_kernel += figures.at("count").get<uint64_t>();
+            in_kernel += figures.at("requests").get<uint64_t>();
         }
         CHECK(polled + in_kernel == sum.total());
         CHECK((in_kernel > 0) == (lane() == "kernel"));
@@ -139,7 +139,7 @@ TEST_CASE("errors are counted as such, with no bytes", "[cli]") {
     guest.driver.read(0, data);
     guest.driver.stop();
     json ops = cli{daemon}.as_json({"stats"}).at("disks")[0].at("ops");
-    CHECK(ops.at("read").at("count") == 4);
+    CHECK(ops.at("read").at("requests") == 4);
     CHECK(ops.at("read").at("errors") == 3);
     CHECK(ops.at("read").at("bytes") == 4096);
     CHECK(ops.at("write").at("errors") == 3);
@@ -338,7 +338,7 @@ TEST_CASE("bpftool reads the same figures from the pinned map", "[cli][bpf]") {
     }
     for (size_t i = 0; i < names.size(); i++) {
         INFO(names[i]);
-        CHECK(figures.at(names[i]).at("count") == sums[i].count);
+        CHECK(figures.at(names[i]).at("requests") == sums[i].count);
         CHECK(figures.at(names[i]).at("bytes") == sums[i].bytes);
     }
     check_counts(figures, counts);

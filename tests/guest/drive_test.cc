@@ -654,7 +654,7 @@ TEST_CASE("requests that touch a bad block fail, and no others", "[.][drive-erro
     CHECK(failed[1] > 20);
     nlohmann::json ops = daemon.control().result({{"op", "stats"}}).at("disks")[0].at("ops");
     CHECK(ops.at("read").at("errors") == failed[0]);
-    CHECK(ops.at("read").at("count") == done[0]);
+    CHECK(ops.at("read").at("requests") == done[0]);
     CHECK(ops.at("write").at("errors") == failed[1]);
     if (lane() != "kernel") { // whose words are in the kernel's log
         CHECK(daemon.wait_log("target victim0 ("));

@@ -177,7 +177,12 @@ TEST_CASE("what vqlane trace has no room for is counted: told and dropped are al
     }
     const auto reads = [&] {
         const json stats = daemon.control().result({{"op", "stats"}});
-        return stats.at("disks")[0].at("lanes").at("poll").at("read").at("count").get<uint64_t>();
+        return stats.at("disks")[0]
+            .at("lanes")
+            .at("poll")
+            .at("read")
+            .at("requests")
+            .get<uint64_t>();
     };
     const uint64_t before = reads();
     usleep(500000); // so that all until now was told
@@ -386,12 +391,12 @@ TEST_CASE("vqlane top tells what stats tells, interval by interval", "[trace][cl
         bytes += disk.at("bytes").get<uint64_t>();
     }
     CHECK(in_its_lane);
-    CHECK(requests == sums(done, "count") - sums(done_before, "count"));
+    CHECK(requests == sums(done, "requests") - sums(done_before, "requests"));
     CHECK(bytes == sums(done, "bytes") - sums(done_before, "bytes"));
     // What a lane did is in its own place, and both make the whole.
     const json& lanes = done.at("disks")[0].at("lanes");
-    const auto polled = lanes.at("poll").at("write").at("count").get<uint64_t>(),
-               in_kernel = lanes.at("kernel").at("write").at("count").get<uint64_t>();
+    const auto polled = lanes.at("poll").at("write").at("requests").get<uint64_t>(),
+               in_kernel = lanes.at("kernel").at("write").at("requests").get<uint64_t>();
     CHECK(polled + in_kernel == run.counts().write.count);
     CHECK((in_kernel > 0) == (lane() == "kernel"));
 }

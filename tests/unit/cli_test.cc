@@ -104,7 +104,7 @@ std::string called(const std::string& answer) {
 
 json op(uint64_t count, uint64_t bytes) {
     return {
-        {"count", count},
+        {"requests", count},
         {"bytes", bytes},
         {"errors", 2},
         {"latency_ns",

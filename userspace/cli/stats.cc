@@ -50,10 +50,10 @@ const json& member(const json& table, const char* key) {
 void add_op(table& out, const std::string& disk, const char* name, const json& op, bool rates,
             const json& before, double seconds) {
     const json& latency = op.at("latency_ns");
-    std::vector<std::string> row = {disk, name, std::to_string(counter(op, "count"))};
+    std::vector<std::string> row = {disk, name, std::to_string(counter(op, "requests"))};
 
     if (rates) {
-        row.push_back(rate_text(rate(op, before, "count", seconds), 1, 0));
+        row.push_back(rate_text(rate(op, before, "requests", seconds), 1, 0));
         row.push_back(rate_text(rate(op, before, "bytes", seconds), 1e-6, 1));
     } else {
         row.push_back(human_size(counter(op, "bytes")));
@@ -89,7 +89,7 @@ std::string op_table(const json& now, bool rates, const json& before, double sec
         bool idle = true;
         for (uint32_t i = 0; i < VQL_OP_COUNT; i++) {
             const char* const op = op_name(i);
-            if (!counter(ops.at(op), "count"))
+            if (!counter(ops.at(op), "requests"))
                 continue;
             add_op(out, name, op, ops.at(op), rates, member(member(earlier, "ops"), op), seconds);
             idle = false;

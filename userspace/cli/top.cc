@@ -38,7 +38,7 @@ uint64_t sum_of(const json& ops, const char* key) {
 }
 
 uint64_t count_of(const json& disk, const char* lane) {
-    return disk.is_null() ? 0 : sum_of(disk.at("lanes").at(lane), "count");
+    return disk.is_null() ? 0 : sum_of(disk.at("lanes").at(lane), "requests");
 }
 
 // Did a counter go back? Then the disk is another one of the same name.
@@ -66,7 +66,7 @@ disk_rates rates_of(const json& before, const json& now, double seconds) {
     };
     disk_rates r;
     r.name = now.at("name").get<std::string>();
-    r.requests = delta("count");
+    r.requests = delta("requests");
     r.bytes = delta("bytes");
     r.errors = delta("errors");
     r.seconds = seconds;

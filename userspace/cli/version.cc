@@ -15,7 +15,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr int json_version = 1;
+constexpr int json_version = 2;
 
 // What sysfs says of the module; a module without a version is an older one.
 json module_version() {

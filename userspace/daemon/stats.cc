@@ -39,7 +39,7 @@ nlohmann::json op_figures(const vql_op_stats& s, bool histogram) {
         return std::min<uint64_t>(rounded(percentile(s.latency, latency_floor, fraction)),
                                   s.max_ns);
     };
-    nlohmann::json figures = {{"count", s.count},
+    nlohmann::json figures = {{"requests", s.count},
                               {"bytes", s.bytes},
                               {"errors", s.errors},
                               {"bounced_bytes", s.bounced},
