@@ -217,9 +217,9 @@ void vql_lanes_start(struct vql_disk *disk)
 		}
 		if (!err)
 			err = lane_start(lane, q);
-		if (err == -EAGAIN) { /* for all of them */
+		if (err == -EAGAIN) {
 			vql_lanes_start_later(disk);
-			return;
+			continue; /* others may have been taken back */
 		}
 		if (err) {
 			dev_warn_ratelimited(&disk->vdev.dev,
