@@ -499,8 +499,8 @@ void vql_ctrl_lock_started(struct vql_ctrl *ctrl)
 	mutex_lock(&ctrl->lock);
 	while (ctrl->restarts) {
 		mutex_unlock(&ctrl->lock);
-		flush_work(
-			&ctrl->restart_work); /* after it, this restart is over, however it went */
+		/* After it, this restart is over, however it went. */
+		flush_work(&ctrl->restart_work);
 		mutex_lock(&ctrl->lock);
 	}
 }

@@ -111,10 +111,10 @@ struct vql_ctrl {
 	unsigned int stride;  /* bytes from doorbell to doorbell */
 	unsigned int ready_ms;
 	unsigned int shutdown_ms;
-	u32 nn;                     /* NN: identifiers of namespaces are 1 to this */
-	u32 quirks;                 /* VQL_QUIRK_*; does not change */
-	bool suspended;             /* the host sleeps, and it was LIVE before */
-	bool restarts;              /* it was reset, and restart_work is to start it again */
+	u32 nn;         /* NN: identifiers of namespaces are 1 to this */
+	u32 quirks;     /* VQL_QUIRK_*; does not change */
+	bool suspended; /* the host sleeps, and it was LIVE before */
+	bool restarts; /* it was reset, and restart_work is to start it again; also read without the lock */
 	u32 turn;                   /* counts changes of state: who let go of the lock sees them */
 	struct vql_coherent shadow; /* doorbells, and below their event indices (DBBUF) */
 	struct vql_coherent event_index;

@@ -465,9 +465,8 @@ void vql_kq_put(struct vql_kq *kq)
 	ctrl->kqs[kq->kind] = NULL;
 	if (kq->qp)
 		vql_qpair_close_locked(kq->qp);
-	kq_set_qpair(
-		kq,
-		NULL); /* after it is ended: its interrupt uses it; and nobody else has the kq */
+	/* After its end, for its interrupt uses it; and nobody else has the kq. */
+	kq_set_qpair(kq, NULL);
 	mutex_unlock(&ctrl->lock);
 	/* Nothing is under way without users, so there is nothing to watch; but it may be waiting. */
 	if (cancel_delayed_work_sync(&kq->watch))

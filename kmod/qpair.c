@@ -237,7 +237,7 @@ static void qpair_end(struct vql_qpair *qp, enum vql_qpair_state state)
 		/* After the zap: the next to have this identifier has these doorbells for himself. */
 		__clear_bit(qp->qid, ctrl->qids);
 		vql_ctrl_set_free(ctrl);
-		/* Pairs with vql_qpair_kill(), which looks without the lock: all of the above is done. */
+		/* Pairs with qpair_wait_killed(), which looks without the lock: all of the above is done. */
 		smp_store_release(&qp->ended, true);
 		wake_up_all(&qp->wait);
 	}

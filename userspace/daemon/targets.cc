@@ -39,7 +39,7 @@ result<std::unique_ptr<target>> target_set::make_nvme(const target_config& c, co
     if (!ns)
         return refuse(ns.failure().text);
     if (!ns->blocks)
-        return refuse("cannot be served: " + std::string((*ns).reason));
+        return refuse("cannot be served: " + std::string(ns->reason));
     auto t = std::make_unique<target>();
     t->name = c.name;
     t->kind = target_kind::nvme;

@@ -16,9 +16,9 @@ class raw_record;
 
 enum class target_kind : uint8_t { null, uring, nvme };
 
-// Immutable once published to the pollers, but for bytes (grows), withdrawn (both the control
-// thread's) and the atomics, which any poller may clear when the kernel turns out not to support an
-// operation.
+// Immutable once published to the pollers, but for bytes (grows), changes, withdrawn (all three the
+// control thread's) and the atomics, which any poller may clear when the kernel turns out not to
+// support an operation.
 struct target {
     std::string name;
     target_kind kind = target_kind::null;

@@ -290,8 +290,8 @@ struct vql_disk_lane {
  * @reserved: zero
  *
  * The caller says: all that I took from this queue was answered, and no command of mine for it is
- * under way. Needs the lease (ESTALE) and VQL_IOC_DISK_LANE (EINVAL). EOPNOTSUPP: the lane cannot start; while a
- * controller is being reset it waits until it can. The loan ends with
+ * under way. Needs the lease (ESTALE) and VQL_IOC_DISK_LANE (EINVAL). EOPNOTSUPP: the lane cannot
+ * start; while a controller is being reset it waits until it can. The loan ends with
  * VQL_IOC_DISK_TAKE, when the driver stops the queue or resets the disk, or by itself, which poll()
  * tells; not with the lease, nor with the claim.
  */
@@ -617,8 +617,9 @@ enum vql_qpair_state {
  * @pages: out: of the mspace
  *
  * Attached twice is attached once. ENOMEM/EIO: not mappable for this device (the reason is in the
- * kernel log). ENODEV: the queue pair is lost, or the memory was taken back. Replacing a vDPA disk's memory (a new map from the VMM) carries the attachments over:
- * attach the new fd to learn its slot.
+ * kernel log). ENODEV: the queue pair is lost, or the memory was taken back. Replacing a vDPA
+ * disk's memory (a new map from the VMM) carries the attachments over: attach the new fd to learn
+ * its slot.
  */
 struct vql_qpair_attach {
 	__u32 size;
