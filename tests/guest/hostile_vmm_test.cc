@@ -186,16 +186,18 @@ TEST_CASE("a VMM whose interrupts are kicks takes no more than its share", "[.][
     bystander neighbour(daemon.device("e"), disk_bytes, test_seed(3100));
     {
         vmm_process vmm(path, v.how);
-        const auto served = [&] {
-            const auto stats = daemon.control().result({{"op", "disk_list"}}).at(0).at("lanes");
-            return stats.at(0).at("kernel_requests").get<uint64_t>() +
-                   stats.at(1).at("kernel_requests").get<uint64_t>();
+        // In lane "auto" the storm may be a poller's before the kernel has served that many.
+        const auto storms = [&] {
+            const auto lanes = daemon.entry("d").at("lanes");
+            const auto in_kernel = lanes.at(0).at("kernel_requests").get<uint64_t>() +
+                                   lanes.at(1).at("kernel_requests").get<uint64_t>();
+            return in_kernel >= 1000 || (mode == "auto" && lanes.at(0).at("why") == "much to do");
         };
         if (mode != "poll") { // or it does not do what it is here for
-            for (deadline until(default_timeout()); served() < 1000 && !until.passed();) {
+            for (deadline until(default_timeout()); !storms() && !until.passed();) {
                 usleep(10000);
             }
-            CHECK(served() >= 1000);
+            CHECK(storms());
         }
         // A poller, or workers for both queues, may want as much.
         for (int cpu : {0, 1}) {
