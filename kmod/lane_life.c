@@ -217,7 +217,8 @@ void vql_lanes_start(struct vql_disk *disk)
 		}
 		if (!err)
 			err = lane_start(lane, q);
-		if (err == -EAGAIN) {
+		/* The controller is being restarted, or whoever calls us is killed: the lane waits for neither. */
+		if (err == -EAGAIN || err == -EINTR) {
 			vql_lanes_start_later(disk);
 			continue; /* others may have been taken back */
 		}

@@ -414,6 +414,8 @@ result<std::optional<kmod_dma_table>> kmod_qpair::attach(const kmod_mspace& spac
         return std::optional(std::move(t));
     }
     detach(t);
+    if (vql_load_acquire(queue().state)) // lost since a moment ago, and its tables with it
+        return std::optional<kmod_dma_table>();
     return m ? error{"the DMA table is not of the guest memory's size"} : m.failure();
 }
 
