@@ -76,19 +76,41 @@ daemon_process::bpffs::~bpffs() {
 }
 
 void daemon_process::start() {
-    size_t log_before = log().size();
+    begin();
+    wait_ready();
+}
+
+void daemon_process::begin() {
+    begun_at_ = log().size();
     ended_by_us_ = false;
     child_ = std::make_unique<child_process>(arguments_, directory_ / "log", directory_ / "log");
-    deadline until(default_timeout());
-    while (log().find("info: ready:", log_before) == std::string::npos) {
+    until_it(
+        [this] {
+            try {
+                control();
+                return true;
+            } catch (const guest_error&) {
+                return false; // not yet: there is no socket, or that of one that is dead
+            }
+        },
+        "answer commands");
+}
+
+void daemon_process::wait_ready() {
+    until_it([this] { return log().find("info: ready:", begun_at_) != std::string::npos; },
+             "get ready");
+}
+
+void daemon_process::until_it(const std::function<bool()>& does, const char* what) {
+    for (const deadline until(default_timeout()); !does(); usleep(1000)) {
         if (!child_->running()) {
             throw guest_error("vqlaned ended at its start with status " +
-                              std::to_string(child_->wait()) + ":\n" + log().substr(log_before));
+                              std::to_string(child_->wait()) + ":\n" + log().substr(begun_at_));
         }
         if (until.passed()) {
-            throw timeout_error("vqlaned does not get ready:\n" + log().substr(log_before));
+            throw timeout_error(std::string("vqlaned does not ") + what + ":\n" +
+                                log().substr(begun_at_));
         }
-        usleep(1000);
     }
 }
 

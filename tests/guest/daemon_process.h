@@ -5,6 +5,7 @@
 #include "control_client.h"
 #include "process.h"
 
+#include <functional>
 #include <memory>
 
 namespace vql::guest {
@@ -22,7 +23,10 @@ class daemon_process {
     daemon_process& operator=(const daemon_process&) = delete;
     ~daemon_process();
 
-    void start();
+    void start(); // begin(), and wait_ready()
+    // Comes back as soon as the daemon answers commands.
+    void begin();
+    void wait_ready();
     void kill(); // SIGKILL
     // … for one that cannot end yet, whose storage hangs: it is waited for at our end.
     void kill_and_leave();
@@ -48,6 +52,8 @@ class daemon_process {
     std::string complaint();
 
   private:
+    void until_it(const std::function<bool()>& does, const char* what);
+
     // A BPF file system of our own, at where; it goes also when a constructor ends by an exception.
     struct bpffs {
         std::string where;
@@ -62,6 +68,7 @@ class daemon_process {
     std::string bpf_dir_;
     std::string bpf_refusal_;
     bpffs own_bpffs_;
+    size_t begun_at_ = 0; // in the log
     bool ended_by_us_ = false;
     std::unique_ptr<child_process> child_;
     std::vector<std::unique_ptr<child_process>> left_;

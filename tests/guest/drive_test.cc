@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Drives that fail: single blocks, or whole controllers that are reset, taken away, pulled, or no
-// longer answer. Hidden: cases of tests/vm run them, each by its tag, and do that to the drive.
+// Drives that fail: controllers that are reset, taken away, pulled, or no longer answer. Hidden:
+// cases of tests/vm run them, each by its tag, and do that to the drive.
 #include "e2e.h"
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
-#include <cstring>
 #include <filesystem>
 #include <unistd.h>
 
@@ -17,20 +16,6 @@ namespace {
 using Catch::Matchers::ContainsSubstring;
 
 constexpr uint64_t disk_bytes = 16 << 20;
-
-guest_options loaded_guest() {
-    guest_options options;
-    options.blk.queues = 2;
-    options.blk.depth = 16;
-    options.memory_bytes = 64 << 20;
-    return options;
-}
-
-std::string victim_disk(unsigned n, uint64_t bytes) {
-    std::string name = "victim" + std::to_string(n);
-    return victim_target(n) + disk_of(name, "extents = [ { target = \"" + name + "\", length = " +
-                                                std::to_string(bytes) + " } ]\nqueues = 2\n");
-}
 
 // A disk on each of the drives that something is done to, and another one, whose guest must go on.
 struct setup {
@@ -55,7 +40,7 @@ struct victim_guest {
     model_run run;
 
     victim_guest(const test_daemon& daemon, unsigned n, const run_options& options = {})
-        : path(daemon.device("victim" + std::to_string(n))), guest(path, loaded_guest()),
+        : path(daemon.device("victim" + std::to_string(n))), guest(path, two_queue_guest()),
           model(disk_bytes), run(guest.driver, model, test_seed(1400 + n), options) {
         need(guest.driver.write_zeroes({0, disk_bytes / sector_bytes, 0}).status == blk_ok,
              "the disk is zeroed");
@@ -135,7 +120,7 @@ TEST_CASE("more requests than the drive takes are served when it takes them", "[
     constexpr unsigned depth = 64;
     constexpr uint32_t bytes = 240 * 4096;
     test_daemon daemon(victim_disk(0, disk_bytes));
-    guest_options options = loaded_guest();
+    guest_options options = two_queue_guest();
     options.blk.depth = depth;
     options.blk.queue_size = 256;
     test_guest guest(daemon.device("victim0"), options);
@@ -393,7 +378,7 @@ TEST_CASE("a disk over namespaces of several drives, and a file, holds each byte
     std::vector<std::byte> model(pieces.size() * piece_bytes);
     {
         test_daemon daemon(targets + disk_of("d", "queues = 2\nextents = [ " + list + " ]\n"));
-        test_guest guest(daemon.device("d"), loaded_guest());
+        test_guest guest(daemon.device("d"), two_queue_guest());
         CHECK(guest.driver.config().blk_size == 4096); // the largest of them
         REQUIRE(guest.driver.write_zeroes({0, uint32_t(model.size() / sector_bytes), 0}).status ==
                 blk_ok);
@@ -413,7 +398,7 @@ TEST_CASE("a disk over namespaces of several drives, and a file, holds each byte
     test_daemon daemon(targets + disks);
     for (const std::string& name : names) {
         INFO(name);
-        test_guest guest(daemon.device(name), loaded_guest());
+        test_guest guest(daemon.device(name), two_queue_guest());
         std::vector<std::byte> piece(piece_bytes);
         size_t wrong = 0;
         for (size_t i = 0; i < pieces.size(); i++) {
@@ -554,134 +539,30 @@ TEST_CASE("a drive that answers no admin command keeps nobody waiting but its ow
     CHECK(other.stop() == "");
 }
 
-namespace {
-
-// The drive of drive-errors (tests/vm/host-vm.sh).
-constexpr uint64_t bad_bytes = 64 << 20;
-constexpr uint64_t unreadable = 2048;
-constexpr uint64_t unwritable = 4096;
-
-// What a sector holds whenever it holds something.
-void sector_pattern(uint64_t sector, std::byte* at) {
-    random_source(sector).fill(std::span(at, sector_bytes));
-}
-
-struct bad_request {
-    bool write;
-    uint64_t first; // sectors
-    uint64_t count;
-    uint64_t gpa;
-    bool fails() const {
-        uint64_t bad = write ? unwritable : unreadable;
-        return first <= bad && bad < first + count;
-    }
-};
-
-} // namespace
-
-TEST_CASE("requests that touch a bad block fail, and no others", "[.][drive-errors]") {
-    test_daemon daemon(victim_disk(0, bad_bytes));
-    test_guest guest(daemon.device("victim0"), loaded_guest());
-    blk_driver& driver = guest.driver;
-    random_source random(test_seed(1600));
-    constexpr uint64_t most = 2048; // sectors: more than one command carries
-    constexpr uint64_t area = 8192;
-    std::vector<std::byte> pattern(area * sector_bytes);
-    for (uint64_t sector = 0; sector < area; sector++) {
-        sector_pattern(sector, &pattern[sector * sector_bytes]);
-    }
-    auto part = [&](uint64_t first, uint64_t count) {
-        return std::span(pattern).subspan(first * sector_bytes, count * sector_bytes);
-    };
-    for (uint64_t at = 0; at < area; at += most) { // all but the one that cannot be
-        REQUIRE(driver.write(at, part(at, at == unwritable ? 0 : most)).status == blk_ok);
-    }
-    REQUIRE(driver.write(unwritable + 1, part(unwritable + 1, most - 1)).status == blk_ok);
-    REQUIRE(driver.write_zeroes({unwritable, 1, 0}).status == blk_ok);
-    std::fill_n(pattern.begin() + unwritable * sector_bytes, sector_bytes, std::byte{0});
-
-    std::vector<bad_request> requests(2 * 16);
-    for (bad_request& request : requests) {
-        request.gpa = guest.memory->allocate(most * sector_bytes, 4096);
-    }
-    uint64_t failed[2] = {}, done[2] = {};
-    uint64_t left = scaled(600, 200);
-    auto submit = [&](unsigned queue) {
-        blk_request* r = left == 0 ? nullptr : driver.acquire(queue);
-        if (r == nullptr) {
-            return false;
+TEST_CASE("a daemon is ready when its drives have answered, and is answering meanwhile",
+          "[.][drive-silent]") {
+    test_storage storage;
+    storage.add_file("other", disk_bytes);
+    test_daemon daemon(storage.targets() + storage.disk("other", "other") +
+                       victim_disk(0, disk_bytes));
+    CHECK(daemon.terminate() == 0);
+    let_case("silence");
+    const size_t begun = daemon.log().size();
+    daemon.begin();
+    {
+        bystander other(daemon.device("other"), disk_bytes, test_seed(1730));
+        for (deadline silent(milliseconds(4000)); !silent.passed();) {
+            CHECK(other.goes_on());
+            const auto victim = daemon.entry("victim0");
+            CHECK(victim.at("state") == "opening");
+            CHECK_THAT(victim.at("problem"), ContainsSubstring(victim_address(0)));
         }
-        left--;
-        bad_request& request = requests[queue * 16 + r->token];
-        request.write = random.chance(50);
-        request.count = random.chance(20) ? most : random.between(1, random.chance(50) ? 8 : 256);
-        // About the bad block, at its borders too.
-        uint64_t bad = request.write ? unwritable : unreadable;
-        request.first = bad - std::min(bad, random.between(0, request.count + 1));
-        std::span<std::byte> data = guest.memory->span(request.gpa, request.count * sector_bytes);
-        if (request.write) {
-            std::memcpy(data.data(), part(request.first, request.count).data(), data.size());
-        } else {
-            std::memset(data.data(), 0xdb, data.size());
-        }
-        driver.shape(*r, request.write ? blk_op::write : blk_op::read, request.first, request.gpa,
-                     static_cast<uint32_t>(data.size()));
-        REQUIRE(driver.submit(*r));
-        return true;
-    };
-    while (left != 0 || driver.in_flight() != 0) {
-        for (unsigned queue = 0; queue < 2; queue++) {
-            while (submit(queue)) {
-            }
-            driver.ring(queue);
-        }
-        blk_request& r = driver.next();
-        const bad_request& request = requests[r.queue * 16 + r.token];
-        INFO((request.write ? "write of " : "read of ")
-             << request.count << " sectors at " << request.first);
-        REQUIRE(r.status == (request.fails() ? blk_ioerr : blk_ok));
-        if (!request.write && !request.fails()) {
-            std::span<std::byte> data =
-                guest.memory->span(request.gpa, request.count * sector_bytes);
-            REQUIRE(
-                std::equal(data.begin(), data.end(), part(request.first, request.count).begin()));
-        }
-        done[request.write]++;
-        failed[request.write] += request.fails() ? 1 : 0;
-        driver.release(r);
+        CHECK(daemon.log().find("ready:", begun) == std::string::npos);
+        let_case("answer");
+        daemon.wait_ready();
+        CHECK(daemon.entry("victim0").at("state") == "ready");
+        CHECK(other.stop() == "");
     }
-    CHECK(failed[0] > 20);
-    CHECK(failed[1] > 20);
-    nlohmann::json ops = daemon.control().result({{"op", "stats"}}).at("disks")[0].at("ops");
-    CHECK(ops.at("read").at("errors") == failed[0]);
-    CHECK(ops.at("read").at("requests") == done[0]);
-    CHECK(ops.at("write").at("errors") == failed[1]);
-    if (lane() != "kernel") { // whose words are in the kernel's log
-        CHECK(daemon.wait_log("target victim0 ("));
-        CHECK(daemon.wait_log("Input/output error"));
-    }
-}
-
-TEST_CASE("a block that fails once is tried again, and the guest sees no error",
-          "[.][drive-errors]") {
-    constexpr uint64_t reads = 16384, writes = 32768, step = 512, blocks = 8; // sectors
-    test_daemon daemon(victim_disk(0, bad_bytes));
-    test_guest guest(daemon.device("victim0"), loaded_guest());
-    std::vector<std::byte> whole(step * sector_bytes), back(whole.size());
-    random_source(test_seed(1610)).fill(whole);
-    for (uint64_t n = 0; n < blocks; n++) {
-        const uint64_t at = reads + n * step, to = writes + n * step;
-        INFO("sectors " << at << " and " << to);
-        REQUIRE(guest.driver.write(at, whole).status == blk_ok);
-        REQUIRE(guest.driver.read(at, back).status == blk_ok); // one of its commands has failed
-        CHECK(back == whole);
-        REQUIRE(guest.driver.write(to, whole).status == blk_ok); // … and of these
-        REQUIRE(guest.driver.read(to, back).status == blk_ok);
-        CHECK(back == whole);
-    }
-    nlohmann::json ops = daemon.control().result({{"op", "stats"}}).at("disks")[0].at("ops");
-    CHECK(ops.at("read").at("errors") == 0);
-    CHECK(ops.at("write").at("errors") == 0);
 }
 
 } // namespace vql::guest

@@ -103,6 +103,20 @@ std::string victim_target(unsigned n, unsigned nsid) {
            victim_address(n) + "\"\nnamespace = " + std::to_string(nsid) + "\n";
 }
 
+std::string victim_disk(unsigned n, uint64_t bytes) {
+    std::string name = "victim" + std::to_string(n);
+    return victim_target(n) + disk_of(name, "extents = [ { target = \"" + name + "\", length = " +
+                                                std::to_string(bytes) + " } ]\nqueues = 2\n");
+}
+
+guest_options two_queue_guest() {
+    guest_options options;
+    options.blk.queues = 2;
+    options.blk.depth = 16;
+    options.memory_bytes = 64 << 20;
+    return options;
+}
+
 void needs_vdpa_world() {
     if (!vdpa_world()) {
         SKIP("needs VQL_E2E=vdpa");
@@ -175,10 +189,16 @@ std::string test_daemon::device(const std::string& disk) const {
     if (!vdpa_world()) {
         return socket(disk);
     }
-    const nlohmann::json found = entry(disk);
-    if (found.is_null())
-        throw guest_error("the daemon has no disk " + disk);
-    return found.at("device");
+    for (const deadline until(default_timeout());;) {
+        const nlohmann::json found = entry(disk);
+        if (found.is_null())
+            throw guest_error("the daemon has no disk " + disk);
+        if (found.at("state") == "ready")
+            return found.at("device");
+        if (until.passed())
+            throw timeout_error("disk " + disk + " does not get ready: " + found.dump());
+        usleep(1000);
+    }
 }
 
 nlohmann::json test_daemon::entry(const std::string& disk) const {

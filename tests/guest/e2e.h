@@ -40,6 +40,8 @@ std::string storage_folder();
 void let_case(const std::string& word); // on any thread
 std::string victim_address(unsigned n);
 std::string victim_target(unsigned n, unsigned nsid = 1);
+// … and a disk of its name, on its first bytes, with two queues.
+std::string victim_disk(unsigned n, uint64_t bytes);
 // Skips a test that is for vDPA devices, elsewhere.
 void needs_vdpa_world();
 // Skips a test that has this among its local variables, for that reason, in the vDPA world.
@@ -131,6 +133,9 @@ struct guest_options {
     uint64_t memory_base = 0;
     bool start = true;
 };
+
+// Of a guest with two queues, both loaded.
+guest_options two_queue_guest();
 
 // A socket or a device node, as test_daemon::device() tells it.
 std::unique_ptr<transport> open_device(const std::string& path,

@@ -271,6 +271,47 @@ TEST_CASE("a daemon that is killed while storage hangs leaves everything else to
     check_alive(daemon, other);
 }
 
+TEST_CASE("a daemon that waits for storage at its start does what it is told meanwhile",
+          "[storage]") {
+    vhost_user_only only("its subject is the control thread");
+    freezable_folder frozen;
+    make_file(frozen / "a", 16 << 20);
+    temporary_directory files("/dev/shm");
+    make_file(files / "b", 16 << 20);
+    make_file(files / "c", 16 << 20);
+    test_daemon daemon(file_target("t", frozen / "a") + file_target("u", files / "b") +
+                           disk_on("hung", "t") + disk_on("d", "u"),
+                       {"--strict"}); // without it, it waits 2 s
+    frozen.freeze();
+    auto grown = ask(daemon, {{"op", "disk_resize"}, {"name", "hung"}, {"size", 32 << 20}});
+    sleep(1);
+    daemon.kill();
+    CHECK_THROWS(grown.get());
+
+    const size_t begun = daemon.log().size();
+    daemon.begin();
+    test_guest other(daemon.socket("d"));
+    check_alive(daemon, other);
+    CHECK(daemon.entry("hung").at("state") == "opening");
+    daemon.control().result({{"op", "disk_add"}, {"name", "more"}, {"file", files / "c"}});
+    CHECK(daemon.entry("more").at("state") == "ready");
+    kill(daemon.pid(), SIGHUP);
+    CHECK(daemon.wait_log("reload", begun));
+    daemon.control().result({{"op", "disk_rm"}, {"name", "more"}});
+    sleep(3);
+    CHECK(daemon.log().find("info: ready:", begun) == std::string::npos);
+    SECTION("it gets ready") {
+        frozen.thaw();
+        daemon.wait_ready();
+        CHECK(daemon.entry("hung").at("size") == 32 << 20);
+        check_alive(daemon, other);
+    }
+    SECTION("it ends") {
+        CHECK(daemon.terminate() == 0);
+        CHECK(daemon.log().find("info: ready:", begun) == std::string::npos);
+    }
+}
+
 // More than a poller has requests, its engine has slots and bounce buffers, for all of its disks.
 TEST_CASE("a guest's requests on storage that hangs keep no other disk waiting", "[storage]") {
     vhost_user_only only("its subject is the io_uring engine");

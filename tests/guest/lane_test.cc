@@ -9,11 +9,13 @@
 #include <catch2/matchers/catch_matchers.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <chrono>
+#include <fcntl.h>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <numeric>
 #include <string>
+#include <sys/file.h>
 #include <unistd.h>
 
 namespace vql::guest {
@@ -460,22 +462,31 @@ TEST_CASE("a daemon that is told to stop leaves all queues with the kernel", "[.
 }
 
 TEST_CASE("a daemon that cannot start leaves queues with the kernel", "[.lane]") {
-    lane_disk disk("lane = \"kernel\"\n");
-    test_guest guest(disk.daemon.device("d"));
-    disk.daemon.kill();
-    // Its disks are there already when it finds that it cannot listen for commands.
-    const std::string in_the_way = disk.daemon.control_socket();
-    std::filesystem::remove(in_the_way);
-    std::filesystem::create_directory(in_the_way);
-    REQUIRE_THROWS_WITH(disk.daemon.start(), ContainsSubstring(in_the_way));
+    needs_vdpa_world();
+    temporary_directory files("/dev/shm");
+    const std::string image = files / "image";
+    make_file(image, disk_bytes);
+    test_storage storage;
+    storage.add("t", disk_bytes);
+    test_daemon daemon(storage.targets() + storage.disk("d", "t", "lane = \"kernel\"\n") +
+                           file_target("locked", image) + disk_on("e", "locked"),
+                       {"--strict"});
+    test_guest guest(daemon.device("d"));
+    daemon.kill();
+    // All disks that can be served are, when it finds that one cannot.
+    unique_fd in_use(open(image.c_str(), O_RDWR | O_CLOEXEC));
+    REQUIRE(flock(in_use.get(), LOCK_EX) == 0); // when the killed one has let go
+    REQUIRE_THROWS_WITH(daemon.start(), ContainsSubstring("ended at its start with status 1") &&
+                                            ContainsSubstring("disk d: listening") &&
+                                            ContainsSubstring(image));
     std::vector<std::byte> data(4096, std::byte{0x5a}), back(4096);
     REQUIRE(guest.driver.write(0, data).status == blk_ok);
     REQUIRE(guest.driver.read(0, back).status == blk_ok);
     CHECK(back == data);
-    std::filesystem::remove(in_the_way);
-    disk.daemon.start();
+    in_use.reset();
+    daemon.start();
     guest.daemon_is_back();
-    CHECK(disk.lane_name(0) == "kernel");
+    CHECK(daemon.entry("d").at("lanes").at(0).at("lane") == "kernel");
     CHECK(guest.driver.flush().status == blk_ok);
 }
 

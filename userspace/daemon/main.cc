@@ -106,6 +106,16 @@ result<config> with_notes(state_store& state, const config& files, bool strict) 
     return c;
 }
 
+void say_ready(const server& s) {
+    const auto waiting = std::count_if(s.entries().begin(), s.entries().end(), [](const auto& e) {
+        return e->now != disk_entry::phase::ready;
+    });
+    log_info("ready: " + std::to_string(s.entries().size()) + " disks, " +
+             (waiting ? "of which " + std::to_string(waiting) + " wait, " : "") +
+             std::to_string(s.pollers().size()) + " pollers");
+    sd_notify(0, "READY=1");
+}
+
 result<void> serve(const config_text& files, const config_source& from, bool strict) {
     event_loop loop;
     const sigset_t signals = ours({SIGTERM, SIGINT, SIGHUP});
@@ -121,38 +131,35 @@ result<void> serve(const config_text& files, const config_source& from, bool str
     server s(loop, *c);
     commands operations(loop, s, state, from, files);
     control_socket control(loop, s, operations);
-    result<void> ok = s.start(strict);
+    result<void> ok = s.start();
     if (ok)
         ok = control.listen(c->run_dir);
-    if (!ok) { // some disks may have guests already
-        s.stop([&] { loop.stop(); });
-        loop.run();
-        return ok;
-    }
-
-    unique_fd signal_fd(signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
     bool stopping = false;
+    const auto stop = [&] {
+        if (!std::exchange(stopping, true))
+            s.stop([&] { loop.stop(); });
+    };
+    unique_fd signal_fd(signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
     loop.add(signal_fd.get(), EPOLLIN, [&](uint32_t) {
         signalfd_siginfo info{};
         if (::read(signal_fd.get(), &info, sizeof(info)) != sizeof(info) || stopping)
             return;
         if (info.ssi_signo == SIGHUP)
             return operations.reload([](const result<nlohmann::json>&) {}); // the log has it
-        stopping = true;
         log_info("stopping: waiting for what is in flight");
         sd_notify(0, "STOPPING=1");
-        s.stop([&] { loop.stop(); });
+        stop();
     });
-    const auto waiting = std::count_if(s.entries().begin(), s.entries().end(), [](const auto& e) {
-        return e->now != disk_entry::phase::ready;
-    });
-    log_info("ready: " + std::to_string(s.entries().size()) + " disks, " +
-             (waiting ? "of which " + std::to_string(waiting) + " wait, " : "") +
-             std::to_string(s.pollers().size()) + " pollers");
-    sd_notify(0, "READY=1");
+    // While storage takes its time, commands and signals are answered.
+    if (ok)
+        ok = s.settle(strict);
+    if (!ok)
+        stop(); // some disks may have guests already
+    if (!stopping)
+        say_ready(s);
     loop.run();
     loop.remove(signal_fd.get());
-    return {};
+    return ok;
 }
 
 int run(int argc, char** argv) {

@@ -48,7 +48,7 @@ server::~server() {
     pollers_.clear();
 }
 
-result<void> server::start(bool strict) {
+result<void> server::start() {
     raise_limits();
     if (auto ok = lock_run_dir(); !ok)
         return ok;
@@ -87,33 +87,47 @@ result<void> server::start(bool strict) {
         // A guest that an earlier daemon has served waits for its own disk, not for all of them.
         loop_.run_once(0);
     }
-    if (auto ok = settle(strict); !ok)
-        return ok;
-    report_orphans();
     loop_.every_second([this] { once_a_second(); });
     return {};
 }
 
-bool server::settled() const {
-    return keeper_->settled() && std::none_of(entries_.begin(), entries_.end(), [](const auto& e) {
+// Targets and disks of which it is not known yet whether they can be served.
+size_t server::unsettled() const {
+    return keeper_->first_tries() +
+           size_t(std::count_if(entries_.begin(), entries_.end(), [](const auto& e) {
                return e->now == disk_entry::phase::opening;
-           });
+           }));
 }
 
-// Give storage that answers the time to do so, before we say that we are ready.
 result<void> server::settle(bool strict) {
-    constexpr std::chrono::seconds patience{2};
-    const auto until = std::chrono::steady_clock::now() + patience;
-    while (!settled() && (strict || std::chrono::steady_clock::now() < until))
-        loop_.run_once(10);
+    using clock = std::chrono::steady_clock;
+    // A controller may have to let go of a dead daemon's queue pairs first: controller::take()
+    // waits for that.
+    constexpr std::chrono::seconds patience{2}, patience_for_controllers{35}, longest{60};
+    const auto begin = clock::now();
+    auto until = begin + patience;
+    for (size_t before = unsettled(); !ending_; loop_.run_once(10)) {
+        const size_t left = unsettled();
+        const auto now = clock::now();
+        if (left < before ||
+            (keeper_->opens_controllers() && now < begin + patience_for_controllers))
+            until = now + patience;
+        before = left;
+        if (!left || (!strict && (now >= until || now >= begin + longest)))
+            break;
+    }
+    if (ending_)
+        return {};
+    report_orphans();
     if (!strict)
         return {};
     for (const target_config& t : config_.targets)
-        if (const wanted_target* w = keeper_->find(t.name); w && !w->problem().empty())
+        if (const wanted_target* w = keeper_->find(t.name);
+            w && w->now() != wanted_target::phase::ready)
             return error{w->problem()};
     for (const auto& e : entries_)
-        if (const std::string why = problem(*e); !why.empty())
-            return error{"disk " + e->settings.name + ": " + why};
+        if (e->now == disk_entry::phase::opening || e->now == disk_entry::phase::waiting)
+            return error{"disk " + e->settings.name + ": " + problem(*e)};
     return {};
 }
 

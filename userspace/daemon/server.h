@@ -62,10 +62,14 @@ class server {
     ~server();
 
     // Lock the run directory, start pollers, have the targets opened, and serve each disk as soon
-    // as its targets are there. Returns when all are served that can be, or a moment later: storage
-    // that hangs keeps nobody. With @strict it is an error if one cannot be. After an error stop()
+    // as its targets are there: from settle() on, or from when the loop runs. After an error stop()
     // comes before the destructor, as ever.
-    result<void> start(bool strict);
+    result<void> start();
+    // Run the loop until all disks are served that can be. Storage that hangs gets 2 s, a drive
+    // that does not answer 35 s, all together a minute: then the disks wait, and who waits for us
+    // goes on. With @strict there is no such limit, and a disk that cannot be served is an error.
+    // Returns early after stop().
+    result<void> settle(bool strict);
     // Let all clients go; @done when everything has drained.
     void stop(std::function<void()> done);
 
@@ -106,8 +110,7 @@ class server {
   private:
     result<void> lock_run_dir();
     result<void> start_pollers();
-    result<void> settle(bool strict);
-    bool settled() const;
+    size_t unsettled() const;
     std::vector<disk_entry*> users_of(const std::string& target) const;
     void target_changed(const std::string& name);
     std::string conflict(const disk_config& c, const disk_entry* self) const;

@@ -58,7 +58,8 @@ std::string wanted_target::title() const {
 
 std::string wanted_target::problem() const {
     switch (now_) {
-    case phase::opening: return title() + ": being opened" + for_seconds(since_);
+    case phase::opening: // what was wrong the last time, while it is tried again
+        return why_.empty() ? title() + ": being opened" + for_seconds(since_) : why_;
     case phase::waiting: return why_;
     case phase::closing: return title() + ": being closed" + for_seconds(since_);
     case phase::ready: break;
@@ -80,9 +81,14 @@ const wanted_target* target_keeper::find_closing(const std::string& name) const 
     return find_in(closing_, name);
 }
 
-bool target_keeper::settled() const {
-    return std::none_of(wanted_.begin(), wanted_.end(), [](const entry& w) {
-        return w->now() == wanted_target::phase::opening && !w->tries_;
+size_t target_keeper::first_tries() const {
+    return size_t(std::count_if(wanted_.begin(), wanted_.end(),
+                                [](const entry& w) { return w->first_try(); }));
+}
+
+bool target_keeper::opens_controllers() const {
+    return std::any_of(wanted_.begin(), wanted_.end(), [](const entry& w) {
+        return w->first_try() && w->settings_.type == target_type::nvme;
     });
 }
 

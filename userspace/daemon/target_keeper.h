@@ -43,6 +43,7 @@ class wanted_target {
 
     wanted_target(event_loop& loop, target_config c)
         : settings_(std::move(c)), since_(clock::now()), worker_(loop) {}
+    bool first_try() const { return now_ == phase::opening && !tries_; }
     void enter(phase next) {
         now_ = next;
         since_ = clock::now();
@@ -98,8 +99,9 @@ class target_keeper {
     const wanted_target* find(const std::string& name) const;
     // One that is being closed.
     const wanted_target* find_closing(const std::string& name) const;
-    // Is none being opened for the first time?
-    bool settled() const;
+    // How many are being opened for the first time? And is one of them on a controller?
+    size_t first_tries() const;
+    bool opens_controllers() const;
     // Look again at the namespaces whose controllers may have changed them; @changed for each that
     // is withdrawn then, or serves again.
     void look_at_namespaces(const std::function<void(const target&)>& changed);
