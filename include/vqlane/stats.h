@@ -30,19 +30,28 @@ struct vql_disk_stats {
 	struct vql_op_stats op[VQL_OP_COUNT];
 };
 
+/*
+ * vql_log2() for BPF: clang 14 can not select __builtin_clzll for it (it crashes). Without a branch, for the
+ * verifier would go both ways of each, after both ways of all before it.
+ */
+VQL_INLINE __u32 vql_log2_of_steps(__u64 x)
+{
+	__u32 log = 0, step;
+
+	for (step = 32; step; step >>= 1) {
+		__u64 sign = 0 - (x >> log >> step);
+
+		__asm__("" : "+r"(sign)); /* or clang makes a branch of it */
+		log += (__u32)(sign >> 63) * step;
+	}
+	return log;
+}
+
 /* Position of the highest bit of @x (> 0). */
 VQL_INLINE __u32 vql_log2(__u64 x)
 {
-#if defined(__bpf__) /* clang 14 can not select __builtin_clzll for this target (it crashes) */
-	__u32 log = 0;
-
-	log |= (__u32)(x >> log > 0xffffffffull) << 5;
-	log |= (__u32)(x >> log > 0xffff) << 4;
-	log |= (__u32)(x >> log > 0xff) << 3;
-	log |= (__u32)(x >> log > 0xf) << 2;
-	log |= (__u32)(x >> log > 0x3) << 1;
-	log |= (__u32)(x >> log > 0x1);
-	return log;
+#if defined(__bpf__)
+	return vql_log2_of_steps(x);
 #else
 	return 63u - (__u32)__builtin_clzll(x);
 #endif

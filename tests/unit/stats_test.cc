@@ -18,6 +18,8 @@ TEST_CASE("stats: a latency lies in its bucket: at its floor or above, below the
     for (uint64_t ns : samples) {
         const uint32_t bucket = vql_latency_bucket(ns);
         CAPTURE(ns, bucket);
+        if (ns > 0)
+            REQUIRE(vql_log2_of_steps(ns) == vql_log2(ns));
         REQUIRE(bucket < VQL_LATENCY_BUCKETS);
         REQUIRE(vql_latency_bucket_floor(bucket) <= ns);
         if (bucket + 1 < VQL_LATENCY_BUCKETS)
