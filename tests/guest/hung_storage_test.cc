@@ -296,7 +296,7 @@ TEST_CASE("a daemon that waits for storage at its start does what it is told mea
     daemon.control().result({{"op", "disk_add"}, {"name", "more"}, {"file", files / "c"}});
     CHECK(daemon.entry("more").at("state") == "ready");
     kill(daemon.pid(), SIGHUP);
-    CHECK(daemon.wait_log("reload", begun));
+    CHECK(daemon.wait_log("reload: done", begun));
     daemon.control().result({{"op", "disk_rm"}, {"name", "more"}});
     sleep(3);
     CHECK(daemon.log().find("info: ready:", begun) == std::string::npos);

@@ -193,7 +193,7 @@ daemon_start() {
     ${daemon_runner[@]+"${daemon_runner[@]}"} "$VQL_BUILD/vqlaned" --config "$1" \
         --state-dir "$run_dir/state" >"$daemon_log" 2>&1 </dev/null &
     daemon_pid=$!
-    for ((tries = 0; tries < 400 * VQL_SLOWER; tries++)); do
+    for ((tries = 0; tries < 1400 * VQL_SLOWER; tries++)); do
         grep -q '^info: ready: ' "$daemon_log" && return 0
         kill -0 "$daemon_pid" 2>/dev/null || break
         sleep 0.05

@@ -51,7 +51,7 @@ flags parse_flags(int argc, char** argv) {
     app.add_option("--register-memory", registration, "auto, always or never");
     app.add_option("--log-level", level, "error, warning, info or debug");
     app.add_flag("--strict", f.strict,
-                 "do not start if a disk cannot be served (without it that disk waits)");
+                 "end if a disk cannot be served at the start (without it that disk waits)");
     app.add_flag("--check", f.check,
                  "only read the configuration and compare it with this machine");
     try {

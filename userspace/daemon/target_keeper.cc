@@ -59,7 +59,10 @@ std::string wanted_target::title() const {
 std::string wanted_target::problem() const {
     switch (now_) {
     case phase::opening: // what was wrong the last time, while it is tried again
-        return why_.empty() ? title() + ": being opened" + for_seconds(since_) : why_;
+        if (why_.empty())
+            return title() + ": being opened" + for_seconds(since_);
+        return clock::now() - since_ > grace ? why_ + "; being opened again" + for_seconds(since_)
+                                             : why_;
     case phase::waiting: return why_;
     case phase::closing: return title() + ": being closed" + for_seconds(since_);
     case phase::ready: break;
@@ -82,8 +85,9 @@ const wanted_target* target_keeper::find_closing(const std::string& name) const 
 }
 
 size_t target_keeper::first_tries() const {
-    return size_t(std::count_if(wanted_.begin(), wanted_.end(),
-                                [](const entry& w) { return w->first_try(); }));
+    return size_t(std::count_if(wanted_.begin(), wanted_.end(), [this](const entry& w) {
+        return w->first_try() || find_closing(w->settings_.name);
+    }));
 }
 
 bool target_keeper::opens_controllers() const {

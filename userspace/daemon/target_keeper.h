@@ -56,7 +56,7 @@ class wanted_target {
     target_config settings_;
     phase now_ = phase::waiting;
     clock::time_point since_; // of the phase
-    std::string why_;         // waiting: why it could not be opened
+    std::string why_;         // not ready: why it could not be opened the last time
     clock::time_point next_try_;
     uint32_t tries_ = 0;
     target* opened_ = nullptr; // ready
@@ -99,7 +99,8 @@ class target_keeper {
     const wanted_target* find(const std::string& name) const;
     // One that is being closed.
     const wanted_target* find_closing(const std::string& name) const;
-    // How many are being opened for the first time? And is one of them on a controller?
+    // How many are being opened for the first time, or wait for one of their name to be closed? And
+    // is one of the former on a controller?
     size_t first_tries() const;
     bool opens_controllers() const;
     // Look again at the namespaces whose controllers may have changed them; @changed for each that
