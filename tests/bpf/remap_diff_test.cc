@@ -2,6 +2,7 @@
 // remap.h as BPF runs it against remap.h as C++ runs it: the same table, the same lookups, the same
 // answers. VQL_REMAP_LOOKUPS=N changes how many (ten million; a sanitizer build's take ten times as
 // long each).
+#include "ebpf/object.h"
 #include "remap_diff.h"
 #include "unit/extent_tables.h"
 
@@ -38,10 +39,6 @@ std::string why_not() {
         return "the kernel has no bpf_loop() (Linux 5.17)";
     return {};
 }
-
-struct close_object {
-    void operator()(bpf_object* o) const { bpf_object__close(o); }
-};
 
 // The values of a mmapable array map.
 template <class T>
@@ -81,8 +78,7 @@ TEST_CASE("bpf: remap answers in BPF what it answers in C++", "[bpf][remap]") {
     const uint64_t lookups = given ? std::strtoull(given, nullptr, 0) : default_lookups;
 
     const std::string path = VQL_TEST_BPF_DIR "/remap_diff.bpf.o";
-    const std::unique_ptr<bpf_object, close_object> object(
-        bpf_object__open_file(path.c_str(), nullptr));
+    const vql::bpf_object_ptr object(bpf_object__open_file(path.c_str(), nullptr));
     if (!object)
         FAIL(path << ": " << std::strerror(errno) << " (the build makes it; VQL_BUILD names the "
                   << "build folder)");

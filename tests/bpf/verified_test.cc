@@ -1,28 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // What the verifier has to go through is part of each start of the daemon, and of each restart.
+#include "ebpf/object.h"
+
 #include <bpf/bpf.h>
-#include <bpf/libbpf.h>
 #include <catch2/catch_test_macros.hpp>
-#include <memory>
 #include <unistd.h>
-
-namespace {
-
-struct close_object {
-    void operator()(bpf_object* o) const { bpf_object__close(o); }
-};
-
-} // namespace
 
 TEST_CASE("bpf: the verifier takes few steps for the program that counts", "[bpf]") {
     if (access("/sys/kernel/btf/vmlinux", R_OK) != 0)
         SKIP("this kernel does not tell its types");
     if (libbpf_probe_bpf_prog_type(BPF_PROG_TYPE_RAW_TRACEPOINT, nullptr) != 1)
         SKIP("this kernel loads no BPF programs for tracepoints, or not for us");
-    const std::unique_ptr<bpf_object, close_object> o(
+    const vql::libbpf_words words;
+    const vql::bpf_object_ptr o(
         bpf_object__open_file(VQL_TEST_BPF_DIR "/../../bpf/stats.bpf.o", nullptr));
     REQUIRE(o);
-    REQUIRE(bpf_object__load(o.get()) == 0); // libbpf says why on stderr
+    const int loaded = bpf_object__load(o.get());
+    INFO(words.text());
+    REQUIRE(loaded == 0);
     bpf_prog_info info{};
     uint32_t bytes = sizeof(info);
     const bpf_program* counts = bpf_object__find_program_by_name(o.get(), "kernel_stats");

@@ -187,6 +187,17 @@ TEST_CASE("what cannot be done is refused with the reason", "[control]") {
     CHECK(guest.driver.flush().status == blk_ok);
 }
 
+TEST_CASE("a daemon that cannot listen for commands ends, and names the socket", "[control]") {
+    test_daemon daemon(two_disks());
+    CHECK(daemon.terminate() == 0);
+    const std::string in_the_way = daemon.control_socket();
+    std::filesystem::create_directory(in_the_way);
+    REQUIRE_THROWS_WITH(daemon.start(), ContainsSubstring("ended at its start with status 1") &&
+                                            ContainsSubstring(in_the_way));
+    std::filesystem::remove(in_the_way);
+    daemon.start();
+}
+
 TEST_CASE("garbage on the control socket gets an error, and the daemon lives", "[control]") {
     test_daemon daemon(two_disks());
     test_guest guest(daemon.device("d"));
