@@ -24,6 +24,17 @@ static __always_inline __u64 vql_map_word(const void *table, __u64 index)
 	return word ? *(const volatile __u64 *)word : 0;
 }
 
+static long vql_map_run_round(__u32 round, void *run)
+{
+	(void)round;
+	return !vql_extent_run_on(run, vql_map_word);
+}
+
+static __always_inline void vql_map_run(struct vql_extent_run *run, __u32 further)
+{
+	bpf_loop(further, vql_map_run_round, run, 0);
+}
+
 /*
  * Answers @req with where @sectors at @sector of its disk rest. Returns 0, or -1 where there is no table:
  * then the poll lane has to answer.
@@ -45,7 +56,7 @@ static __always_inline int vql_table_lookup(struct vqlane_remap_req *req, __u64 
 	chunk_shift = *(volatile __u32 *)&disk->chunk_shift;
 	if (chunk_shift < VQL_MIN_CHUNK_SHIFT || chunk_shift > VQL_MAX_CHUNK_SHIFT)
 		return -1;
-	answer = vql_remap_lookup(table, vql_map_word, chunk_shift, sector, sectors);
+	answer = vql_remap_lookup(table, vql_map_word, vql_map_run, chunk_shift, sector, sectors);
 	req->target = answer.target;
 	req->target_sector = answer.sector;
 	req->target_sectors = answer.sectors;

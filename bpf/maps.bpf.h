@@ -2,7 +2,7 @@
 /*
  * The maps that pollers, BPF programs and bpftool share, each defined once. The
  * daemon loads them from maps.bpf.o, sized for the disk, and pins them:
- *   stats    BPF_DIR/NAME/stats    one value per poller, which alone writes it, and last the kernel lane's
+ *   stats    BPF_DIR/NAME/stats    vqlane/stats.h says whose its values are
  *   extents  BPF_DIR/NAME/extents  one word per chunk (vqlane/remap.h)
  *   disks    BPF_DIR/disks         who is in which slot (vqlane/maps.h)
  *   tables   BPF_DIR/tables        slot → the disk's extents

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The statistics of the kernel lane: what its requests add to the last value of their disk's map stats,
+ * The statistics of the kernel lane: what its requests add to value VQL_STATS_LANE of their disk's map stats,
  * as pollers do to theirs. The daemon attaches it for as long as there is a disk in the module.
  */
 #include <linux/bpf.h>
@@ -9,11 +9,6 @@
 #include <bpf/bpf_helpers.h>
 
 char LICENSE[] SEC("license") = "GPL";
-
-/* The kernel's, of which this is wanted. */
-struct bpf_map {
-	__u32 max_entries;
-} __attribute__((preserve_access_index));
 
 /*
  * The daemon's map of this name is put in its place. By size only: clang describes no type behind the
@@ -60,16 +55,15 @@ int kernel_stats(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct vql_disk_stats *s;
 	struct vql_trace_io io;
-	struct bpf_map *map;
-	__u32 last;
+	const __u32 lane = VQL_STATS_LANE;
+	void *map;
 
 	if (bpf_probe_read_kernel(&io, sizeof(io), (const void *)ctx->args[0]))
 		return 0;
 	map = bpf_map_lookup_elem(&stats_tables, &io.slot);
 	if (!map)
 		return 0;
-	last = map->max_entries - 1;
-	s = bpf_map_lookup_elem(map, &last);
+	s = bpf_map_lookup_elem(map, &lane);
 	if (s && io.op < VQL_OP_COUNT)
 		count(&s->op[io.op], &io);
 	return 0;

@@ -41,6 +41,8 @@ enum {
 	/* Extent table: chunk sizes 64 KiB … 1 GiB, targets of one daemon. */
 	VQL_MIN_CHUNK_SHIFT = 16,
 	VQL_MAX_CHUNK_SHIFT = 30,
+	/* Chunks beyond the first that one lookup reaches: a request's worth of the smallest ones. */
+	VQL_MAX_RUN = VQL_MAX_IO_BYTES >> VQL_MIN_CHUNK_SHIFT,
 	VQL_MAX_TARGETS = 4096,
 
 	/* Daemon. */

@@ -13,7 +13,7 @@
  * Of the layout of all pinned maps and their values, which outlive the daemon that made them: add one
  * with every change of one, and daemons of different versions do not take over from each other.
  */
-#define VQL_MAPS_VERSION 2
+#define VQL_MAPS_VERSION 3
 
 /*
  * The value of map disks. The daemon writes it, before the disk's slot in map tables is filled and after

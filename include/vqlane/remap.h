@@ -52,45 +52,75 @@ struct vql_remap {
  */
 typedef __u64 (*vql_extent_fn)(const void *table, __u64 index);
 
+/* A run of chunks that are neighbours on the target too, while it is followed. */
+struct vql_extent_run {
+	const void *table;
+	__u64 index; /* of the last chunk */
+	__u64 word;  /* its word */
+};
+
+/*
+ * If the next chunk continues @run, make it the run's last. Same state, same target, next physical chunk: its
+ * word is the last one's plus one.
+ */
+VQL_INLINE int vql_extent_run_on(struct vql_extent_run *run, vql_extent_fn word_at)
+{
+	if (word_at(run->table, run->index + 1) != run->word + 1)
+		return 0;
+	run->index++;
+	run->word++;
+	return 1;
+}
+
+/*
+ * How a dialect goes on with @run, by vql_extent_run_on(), for at most @further chunks (0…VQL_MAX_RUN): a loop, or
+ * bpf_loop(), of which the verifier looks at one round instead of each.
+ */
+typedef void (*vql_extent_run_fn)(struct vql_extent_run *run, __u32 further);
+
 /*
  * Look up @sectors (> 0) at @sector of a disk with chunks of 1 << @chunk_shift bytes (16…30).
- * Neighbouring chunks are merged while they are neighbours on the target too, at most one request's
- * worth of the smallest chunks: the answer covers 1…@sectors sectors and the caller asks again for
- * the rest. No division, one load per chunk.
+ * Neighbouring chunks are merged while they are neighbours on the target too, at most VQL_MAX_RUN beyond the first:
+ * the answer covers 1…@sectors sectors and the caller asks again for the rest. No division, one load
+ * per chunk.
  */
 VQL_INLINE struct vql_remap vql_remap_lookup(const void *table, vql_extent_fn word_at,
-					     __u32 chunk_shift, __u64 sector, __u64 sectors)
+					     vql_extent_run_fn run_to, __u32 chunk_shift,
+					     __u64 sector, __u64 sectors)
 {
 	const __u32 shift = (chunk_shift - VQL_SECTOR_SHIFT) & 63;
 	const __u64 chunk_sectors = 1ull << shift;
 	const __u64 offset = sector & (chunk_sectors - 1);
-	__u64 index = sector >> shift;
-	__u64 word = word_at(table, index);
+	const __u64 index = sector >> shift;
+	const __u64 word = word_at(table, index);
+	struct vql_extent_run run = {table, index, word};
+	__u64 further;
 	struct vql_remap out;
-	__u32 merged;
 
 	out.target = vql_extent_target(word);
 	out.sector = (vql_extent_chunk(word) << shift) + offset;
 	out.sectors = chunk_sectors - offset;
-	if (out.sectors > sectors)
-		out.sectors = sectors;
 	switch (vql_extent_state(word)) {
 	case VQL_EXTENT_MAPPED: out.verdict = VQL_SERVE; break;
-	case VQL_EXTENT_MOVING: out.verdict = VQL_USER; return out;
-	default: out.verdict = VQL_REFUSE; return out;
+	case VQL_EXTENT_MOVING: out.verdict = VQL_USER; break;
+	default: out.verdict = VQL_REFUSE; break;
 	}
-	for (merged = 0; merged < (VQL_MAX_IO_BYTES >> VQL_MIN_CHUNK_SHIFT); merged++) {
-		if (VQL_LIKELY(out.sectors == sectors))
-			break;
-		/* Same state, same target, next physical chunk: the next word is this one plus one.
-		 */
-		word++;
-		if (word_at(table, ++index) != word || !vql_extent_chunk(word))
-			break;
-		out.sectors += chunk_sectors;
-		if (out.sectors > sectors)
-			out.sectors = sectors;
+	if (VQL_LIKELY(out.sectors >= sectors)) {
+		out.sectors = sectors;
+		return out;
 	}
+	if (out.verdict != VQL_SERVE)
+		return out;
+	/* Chunks beyond the first that the request reaches into. No chunk follows the highest number. */
+	further = (sectors - out.sectors + chunk_sectors - 1) >> shift;
+	if (further > VQL_EXTENT_CHUNK_MASK - vql_extent_chunk(word))
+		further = VQL_EXTENT_CHUNK_MASK - vql_extent_chunk(word);
+	if (further > VQL_MAX_RUN)
+		further = VQL_MAX_RUN;
+	run_to(&run, (__u32)further);
+	out.sectors += (run.index - index) << shift;
+	if (out.sectors > sectors)
+		out.sectors = sectors;
 	return out;
 }
 
@@ -109,6 +139,12 @@ VQL_INLINE __u64 vql_extent_table_at(const void *table, __u64 index)
 	/* Pairs with the daemon's single store: relaxed, for a word depends on nothing else. */
 	return VQL_LIKELY(index < t->chunks) ? __atomic_load_n(&t->word[index], __ATOMIC_RELAXED)
 					     : 0;
+}
+
+VQL_INLINE void vql_extent_table_run(struct vql_extent_run *run, __u32 further)
+{
+	while (further-- && vql_extent_run_on(run, vql_extent_table_at))
+		;
 }
 #endif
 

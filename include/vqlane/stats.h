@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Counters and histograms of one disk on one poller: the value of a BPF array
- * map, typed by BTF, mmapped into the poller that writes it. One writer per
- * value; readers (bpftool, the daemon) take whatever is there.
+ * Counters and histograms of one disk on one poller, or in the kernel lane: the value of a BPF array
+ * map, typed by BTF, mmapped into the poller that writes it. One writer per value, but for the
+ * kernel lane's; readers (bpftool, the daemon) take whatever is there.
  */
 #ifndef VQLANE_STATS_H
 #define VQLANE_STATS_H
@@ -28,6 +28,13 @@ struct vql_op_stats {
 
 struct vql_disk_stats {
 	struct vql_op_stats op[VQL_OP_COUNT];
+};
+
+/* Who writes which value of a disk's map stats. */
+enum {
+	/* The kernel lane, by stats.bpf.c: the first one, so that it need not know how many there are. */
+	VQL_STATS_LANE = 0,
+	VQL_STATS_POLLERS = 1, /* poller 0; the others follow */
 };
 
 /*

@@ -60,8 +60,8 @@ json remap(uint64_t chunks, bool sequential) {
         for (uint64_t i = 0; i < look_ups; i++) {
             random = random * 6364136223846793005u + 1442695040888963407u;
             const uint64_t at = sequential ? i % all : ((random >> 32) * all) >> 32;
-            const vql_remap to =
-                vql_remap_lookup(&table, vql_extent_table_at, shift, at * sectors, sectors);
+            const vql_remap to = vql_remap_lookup(&table, vql_extent_table_at, vql_extent_table_run,
+                                                  shift, at * sectors, sectors);
             sum += to.sector + to.target;
         }
         const double ns = std::chrono::duration<double, std::nano>(clock::now() - begin).count();

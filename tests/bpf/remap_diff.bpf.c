@@ -35,13 +35,22 @@ static __always_inline __u64 word_at(const void* table, __u64 index) {
     return word ? *(const volatile __u64*)word : 0;
 }
 
+static long run_round(__u32 round, void* run) {
+    (void)round;
+    return !vql_extent_run_on(run, word_at);
+}
+
+static __always_inline void run_to(struct vql_extent_run* run, __u32 further) {
+    bpf_loop(further, run_round, run, 0);
+}
+
 static long one_case(__u32 index, void* ctx) {
     struct remap_diff_run* run = ctx;
     struct remap_diff_case* c = bpf_map_lookup_elem(&cases, &index);
 
     if (!c)
         return 1;
-    c->answer = vql_remap_lookup(&extents, word_at, c->chunk_shift, c->sector, c->sectors);
+    c->answer = vql_remap_lookup(&extents, word_at, run_to, c->chunk_shift, c->sector, c->sectors);
     c->answered = 1;
     run->done++;
     return 0;

@@ -25,8 +25,13 @@ static inline __u64 no_word(const void* table, __u64 index) {
     return table ? index : 0;
 }
 
+static inline void no_run(struct vql_extent_run* run, __u32 further) {
+    while (further-- && vql_extent_run_on(run, no_word))
+        ;
+}
+
 __u64 use_remap(const void* table, __u64 sector) {
-    return vql_remap_lookup(table, no_word, VQL_MIN_CHUNK_SHIFT, sector, 8).sector;
+    return vql_remap_lookup(table, no_word, no_run, VQL_MIN_CHUNK_SHIFT, sector, 8).sector;
 }
 #endif
 

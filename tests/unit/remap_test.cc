@@ -58,7 +58,8 @@ class naive_table {
 
 vql_remap look(const std::vector<__u64>& words, uint32_t shift, uint64_t sector, uint64_t sectors) {
     const vql_extent_table table = {words.data(), words.size(), shift};
-    return vql_remap_lookup(&table, vql_extent_table_at, shift, sector, sectors);
+    return vql_remap_lookup(&table, vql_extent_table_at, vql_extent_table_run, shift, sector,
+                            sectors);
 }
 
 uint64_t mapped(uint32_t target, uint64_t chunk) {

@@ -41,7 +41,8 @@ result<void> disk::set_up() {
 
     if (auto ok = take_slot(); !ok)
         return ok;
-    auto stats = services_.maps.make_stats(*slot_, uint32_t(services_.pollers.size()) + 1);
+    auto stats =
+        services_.maps.make_stats(*slot_, VQL_STATS_POLLERS + uint32_t(services_.pollers.size()));
     if (!stats)
         return stats.failure();
     stats_ = std::move(*stats);
@@ -250,7 +251,7 @@ void disk::start_queue(virtqueue& vq) {
     q.dma.fill(nullptr);
     for (const controller* c : controllers())
         q.dma[c->index()] = c->view(*vq.memory, poller_index(vq.index));
-    q.stats = reinterpret_cast<vql_disk_stats*>(stats_.at(p.index()));
+    q.stats = reinterpret_cast<vql_disk_stats*>(stats_.at(VQL_STATS_POLLERS + p.index()));
     q.broken = [this, &vq] { server_->queue_broken(vq); };
     q.through = [this, &vq] { server_->queue_through(vq); };
     q.told_through = false;
@@ -386,12 +387,11 @@ void disk::target_changed(const target& t) {
         server_->geometry_changes([] {});
 }
 
-// The last value is the kernel lane's.
 vql_disk_stats disk::stats(vql_lane_kind lane) const {
-    const uint32_t pollers = stats_.entries() - 1;
     const bool kernel = lane == VQL_LANE_KERNEL;
     vql_disk_stats sum{};
-    for (uint32_t i = kernel ? pollers : 0; i < (kernel ? pollers + 1 : pollers); i++)
+    for (uint32_t i = kernel ? VQL_STATS_LANE : VQL_STATS_POLLERS;
+         i < (kernel ? VQL_STATS_LANE + 1 : stats_.entries()); i++)
         add_stats(sum, *reinterpret_cast<const vql_disk_stats*>(stats_.at(i)));
     return sum;
 }

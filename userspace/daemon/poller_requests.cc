@@ -92,8 +92,8 @@ poller::taken poller::submit_to_uring(request& r, target& t, uint64_t offset, ui
         r.io.status = says.status;
     if (says.to.verdict != VQL_USER)
         return says.to;
-    return vql_remap_lookup(&q.extents, vql_extent_table_at, q.extents.chunk_shift, r.sector,
-                            sectors);
+    return vql_remap_lookup(&q.extents, vql_extent_table_at, vql_extent_table_run,
+                            q.extents.chunk_shift, r.sector, sectors);
 }
 
 // Submit what is left of @r, as far as there is room. When all of it is done at once, or nothing of
@@ -108,8 +108,8 @@ poller::taken poller::submit_to_uring(request& r, target& t, uint64_t offset, ui
     while (r.left) {
         if (r.parts == max_parts)
             return; // goes on when a part is done
-        vql_remap to = vql_remap_lookup(&q.table, vql_extent_table_at, q.table.chunk_shift,
-                                        r.sector, r.left >> VQL_SECTOR_SHIFT);
+        vql_remap to = vql_remap_lookup(&q.table, vql_extent_table_at, vql_extent_table_run,
+                                        q.table.chunk_shift, r.sector, r.left >> VQL_SECTOR_SHIFT);
         target* t = target_of(to);
         if (VQL_UNLIKELY(!t)) {
             to = not_in_table(r);

@@ -5,7 +5,7 @@
 
 namespace vql {
 
-// Have the requests of the kernel lane counted in the last value of their disks' maps
+// Have the requests of the kernel lane counted in value VQL_STATS_LANE of their disks' maps
 // (bpf/stats.bpf.c). The module is loaded. The program stays until the last disk has ended:
 // bpf_maps removes its pin. One of an earlier daemon goes on, so that none is missed. Nothing to do
 // without BPF maps.

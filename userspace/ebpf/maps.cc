@@ -278,7 +278,7 @@ result<void> bpf_maps::pin(uint32_t slot, const char* map, const shared_array& a
     return {};
 }
 
-// The last value is the kernel lane's program's from now on.
+// Value VQL_STATS_LANE is the kernel lane's program's from now on.
 result<void> bpf_maps::publish_stats(uint32_t slot, const shared_array& stats) const {
     const int fd = stats.map_.get();
     if (bpf_map_update_elem(stats_tables_.get(), &slot, &fd, BPF_ANY) < 0)
