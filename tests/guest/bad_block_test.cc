@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <cstring>
+#include <nlohmann/json.hpp>
 
 namespace vql::guest {
 namespace {

@@ -4,7 +4,7 @@
 
 #include "posix.h"
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 
 namespace vql::guest {
 

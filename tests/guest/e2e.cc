@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <linux/fs.h>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <sstream>
 #include <sys/ioctl.h>

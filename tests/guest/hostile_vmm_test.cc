@@ -8,6 +8,7 @@
 #include <csignal>
 #include <cstring>
 #include <ctime>
+#include <nlohmann/json.hpp>
 #include <sched.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>

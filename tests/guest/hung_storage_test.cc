@@ -11,6 +11,7 @@
 #include <future>
 #include <linux/fs.h>
 #include <linux/loop.h>
+#include <nlohmann/json.hpp>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
