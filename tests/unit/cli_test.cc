@@ -319,7 +319,7 @@ TEST_CASE("a list of disks is sorted, and one disk is chosen by name", "[cli]") 
     CHECK(order("client") == "web vm1 vm2 ");
     json one = all;
     REQUIRE(vql::choose_disks(one, {"vm1", "name", false}));
-    CHECK(one == json{all[1]});
+    CHECK(one == json::array({all[1]}));
     CHECK(vql::choose_disks(one, {"webb", "name", false}).failure().text ==
           "disk webb does not exist");
     json none = all;

@@ -288,10 +288,6 @@ std::vector<std::string> use_texts(const nvme_device& d) {
     return texts;
 }
 
-std::string or_dash(const std::string& text) {
-    return text.empty() ? "-" : text;
-}
-
 // "01:00.0" is short for "0000:01:00.0".
 std::string full_address(const std::string& name) {
     unsigned bus = 0, slot = 0, function = 0;

@@ -16,10 +16,6 @@ namespace {
 
 using nlohmann::json;
 
-std::string or_dash(const std::string& text) {
-    return text.empty() ? "-" : text;
-}
-
 // Strings or numbers, joined by commas.
 std::string joined(const json& list) {
     std::string text;

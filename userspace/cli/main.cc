@@ -388,7 +388,9 @@ std::string render(const command_line& line, const json& value, const json& befo
     if (line.request.at("op") == "reload")
         return vql::reload_text(value);
     if (line.request.at("op") != "stats")
-        return value.is_null() ? "" : vql::disk_table(value.is_array() ? value : json{value}, true);
+        return value.is_null()
+                   ? ""
+                   : vql::disk_table(value.is_array() ? value : json::array({value}), true);
     const bool rates = line.watch_seconds > 0;
     std::string text = vql::op_table(value, rates, before, seconds);
     if (!line.request.contains("name"))

@@ -35,6 +35,10 @@ std::string shortened(const std::string& text, size_t width);
 std::string human_size(uint64_t bytes);
 // "950ns", "12.3us", "1.25ms", "90.0s": three digits.
 std::string human_duration(uint64_t ns);
+// A cell that says that there is nothing.
+inline std::string or_dash(const std::string& text) {
+    return text.empty() ? "-" : text;
+}
 // A number with @decimals digits behind the point.
 std::string fixed(double value, int decimals);
 

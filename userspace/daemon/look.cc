@@ -41,7 +41,7 @@ void look_at_device(sight& s) {
     s.read_only = read_only != 0;
 }
 
-sight look_at(const std::string& path) {
+sight look_at_path(const std::string& path) {
     sight s;
     s.answered = true;
     if (stat(path.c_str(), &s.st) < 0) {
@@ -81,7 +81,7 @@ struct work {
         while (next < paths.size()) {
             const std::string path = paths[next++];
             lock.unlock();
-            sight s = look_at(path);
+            sight s = look_at_path(path);
             lock.lock();
             seen[path] = s;
             done++;

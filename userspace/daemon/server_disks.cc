@@ -13,7 +13,6 @@ namespace {
 using std::chrono::seconds;
 using phase = disk_entry::phase;
 
-constexpr seconds first_pause{1}, longest_pause{30};
 // How long a removal by force waits for storage before it is answered.
 constexpr seconds patience{3};
 
@@ -151,10 +150,8 @@ void server::cannot_serve(disk_entry& e, const std::string& why, bool own_try) {
         log_warning("disk " + e.settings.name + ": waiting: " + why);
     if (e.now != phase::waiting)
         e.enter(phase::waiting);
-    e.next_try =
-        own_try ? disk_entry::clock::now() +
-                      std::min<seconds>(first_pause * (1u << std::min(e.tries, 5u)), longest_pause)
-                : disk_entry::clock::time_point::max();
+    e.next_try = own_try ? disk_entry::clock::now() + pause_after(e.tries)
+                         : disk_entry::clock::time_point::max();
     e.tries += own_try;
     tell(e.asked, {});
 }

@@ -12,7 +12,6 @@ namespace vql {
 namespace {
 
 using std::chrono::seconds;
-constexpr seconds first_pause{1}, longest_pause{30};
 // Shorter waits are not worth a word.
 constexpr seconds grace{1};
 
@@ -205,11 +204,8 @@ void target_keeper::failed(wanted_target& w, const std::string& why) {
     const std::string text = "target " + w.settings_.name + ": " + why;
     if (std::exchange(w.why_, text) != text)
         log_warning(text);
-    const auto pause =
-        std::min<seconds>(first_pause * (1u << std::min(w.tries_, 5u)), longest_pause);
-    w.tries_++;
     w.enter(wanted_target::phase::waiting);
-    w.next_try_ = w.since_ + pause;
+    w.next_try_ = w.since_ + pause_after(w.tries_++);
     if (changed_)
         changed_(w.settings_.name);
 }

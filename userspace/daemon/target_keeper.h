@@ -15,6 +15,7 @@
 #include "daemon/targets.h"
 #include "engine/raw_record.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -23,6 +24,12 @@
 #include <vector>
 
 namespace vql {
+
+// How long what has failed @tries times before is left alone: a second, and each time twice as
+// long, half a minute at most.
+inline std::chrono::seconds pause_after(uint32_t tries) {
+    return std::chrono::seconds(std::min(1u << std::min(tries, 5u), 30u));
+}
 
 class wanted_target {
   public:

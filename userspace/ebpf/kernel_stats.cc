@@ -11,14 +11,6 @@ VQL_EMBED(vql_stats_bpf, VQL_BPF_DIR "/stats.bpf.o")
 
 namespace vql {
 
-namespace {
-
-struct link_closer {
-    void operator()(bpf_link* l) const { bpf_link__destroy(l); }
-};
-
-} // namespace
-
 result<void> attach_kernel_stats(const bpf_maps& maps) {
     const std::string pin = maps.dir() + "/kernel_stats";
     if (!maps.active() || access(pin.c_str(), F_OK) == 0)
@@ -37,7 +29,7 @@ result<void> attach_kernel_stats(const bpf_maps& maps) {
     if (const int err = bpf_object__load(o.get()); err < 0)
         return error{errno_error("BPF program kernel_stats cannot be loaded", -err).text + "\n" +
                      words.text()};
-    const std::unique_ptr<bpf_link, link_closer> link(
+    const bpf_link_ptr link(
         bpf_program__attach(bpf_object__find_program_by_name(o.get(), "kernel_stats")));
     if (!link)
         return errno_error("tracepoint vqlane_complete of the module", errno);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// BPF objects: their life, and what libbpf and the verifier say of them.
+// BPF objects and links: their life, and what libbpf and the verifier say of them.
 #pragma once
 
 #include <bpf/libbpf.h>
@@ -12,6 +12,11 @@ struct bpf_object_closer {
     void operator()(bpf_object* o) const { bpf_object__close(o); }
 };
 using bpf_object_ptr = std::unique_ptr<bpf_object, bpf_object_closer>;
+
+struct bpf_link_closer {
+    void operator()(bpf_link* l) const { bpf_link__destroy(l); }
+};
+using bpf_link_ptr = std::unique_ptr<bpf_link, bpf_link_closer>;
 
 // While one lives, the warnings of libbpf on this thread are in the youngest; else nobody hears
 // them, for our own messages carry the reason as errno. A refused program's verifier log is among

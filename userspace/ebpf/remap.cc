@@ -25,10 +25,6 @@ constexpr off_t max_object_bytes = 4 << 20;
 
 constexpr const char* ops_name = "vqlane_remap_ops";
 
-struct link_closer {
-    void operator()(bpf_link* l) const { bpf_link__destroy(l); }
-};
-
 // What libbpf and the kernel say, below one's own words.
 error refused(const std::string& text, const libbpf_words& words) {
     std::string all = text;
@@ -142,7 +138,7 @@ result<void> remap_programs::load(bpf_object& o, const std::string& disk,
         return refused(std::string("is refused by the kernel (") + std::strerror(-err) + ")",
                        words);
 
-    const std::unique_ptr<bpf_link, link_closer> made(bpf_map__attach_struct_ops(*ops));
+    const bpf_link_ptr made(bpf_map__attach_struct_ops(*ops));
     if (made) {
         unlink(pin.c_str());
         if (const int err = bpf_link__pin(made.get(), pin.c_str()); err < 0)

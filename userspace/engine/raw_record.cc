@@ -76,7 +76,7 @@ result<void> raw_record::save(const std::string& text) const {
     if (!fd)
         return errno_error(fresh, errno);
     for (size_t at = 0; at < text.size();) {
-        const ssize_t n = write(fd.get(), text.data() + at, text.size() - at);
+        const ssize_t n = ::write(fd.get(), text.data() + at, text.size() - at);
         if (n < 0 && errno != EINTR)
             return errno_error(fresh, errno);
         at += n > 0 ? size_t(n) : 0;
