@@ -27,10 +27,11 @@ FUZZ_SECONDS ?= 60
 Q = $(if $(V),,@)
 
 ifeq ($(origin CXX),default)
-CXX = g++
+# gcc takes three fifths more for AddressSanitizer and UBSan.
+CXX = $(if $(findstring address,$(SAN)),clang++,g++)
 endif
 ifeq ($(origin CC),default)
-CC = gcc
+CC = $(if $(findstring address,$(SAN)),clang,gcc)
 endif
 
 TOP := $(CURDIR)
@@ -47,6 +48,7 @@ else
 BUILD := $(TOP)/build/asan
 SANFLAGS := -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer
 endif
+SANFLAGS += $(if $(SAN),-DVQL_SANITIZED)
 export VQL_BUILD := $(BUILD)
 
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
@@ -55,7 +57,8 @@ CPPFLAGS += -Iinclude -Iinclude/uapi -Iuserspace -Itests
 # long as all the rest.
 CXXFLAGS ?= $(if $(SAN),$(if $(findstring thread,$(SAN)),-O1,-O0) -g1,-O2 -g)
 TEST_CXXFLAGS ?= $(if $(SAN),,-O1 -g1)
-VQL_CXXFLAGS = -std=c++20 $(WARN) $(CXXFLAGS) $(SANFLAGS) -pthread
+# clang's -Wconversion includes -Wsign-conversion; gcc's does not in C++.
+VQL_CXXFLAGS = -std=c++20 $(WARN) -Wno-sign-conversion $(CXXFLAGS) $(SANFLAGS) -pthread
 VQL_CFLAGS = -std=c11 $(WARN) $(CXXFLAGS) $(SANFLAGS)
 BPF_CFLAGS := -target bpf -O2 -g -Wall -Wextra -Werror -Iinclude -Ibpf \
 	-I/usr/include/$(shell $(CC) -print-multiarch)
@@ -80,6 +83,13 @@ GUEST_SRC := $(wildcard tests/guest/*.cc)
 FUZZ := ring vhost_user
 
 obj = $(patsubst %,$(BUILD)/obj/%.o,$(basename $(1)))
+# A program's own objects. With sanitizers, those of a folder of userspace/ are one, made of all its files at once: most of
+# a file's compilation is what it includes. So names must differ within a folder, even file-local ones. By itself is what
+# has flags of its own, and what only one program has.
+SINGLE := %/main.cc $(TRACE_SRC) userspace/base/version.cc $(filter tests/%,$(LOAD_SRC))
+FOLDER_SRC = $(filter-out $(SINGLE),$(wildcard userspace/$*/*.cc))
+objects = $(if $(SAN),$(call obj,$(filter $(SINGLE),$(1))) \
+	$(patsubst userspace/%/,$(BUILD)/folder/%.o,$(sort $(dir $(filter-out $(SINGLE),$(1))))),$(call obj,$(1)))
 BPF_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(BPF_SRC))
 PROGRAMS := $(BUILD)/vqlaned $(BUILD)/vqlane
 TEST_PROGRAMS := $(BUILD)/tests/unit_test $(BUILD)/tests/e2e_test
@@ -111,6 +121,16 @@ $(BUILD)/obj/%.o: %.cc $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CPPFLAGS) $(VQL_CXXFLAGS) $(if $(filter %_test.cc,$<),$(TEST_CXXFLAGS)) $(EXTRA) $(DEPFLAGS) -c $< -o $@
 
+FOLDERS := $(filter-out README.md,$(notdir $(wildcard userspace/*)))
+$(FOLDERS:%=$(BUILD)/folder/%.cc): $(BUILD)/folder/%.cc: FORCE
+	$(Q)mkdir -p $(@D)
+	$(Q)printf '#include "%s"\n' $(FOLDER_SRC:userspace/%=%) | cmp -s - $@ || printf '#include "%s"\n' $(FOLDER_SRC:userspace/%=%) > $@
+
+# -Wno-shadow: a local name may be one of another file, too.
+$(FOLDERS:%=$(BUILD)/folder/%.o): $(BUILD)/folder/%.o: $(BUILD)/folder/%.cc $(BUILD)/flags
+	@echo "  CXX   userspace/$*/"
+	$(Q)$(CXX) $(CPPFLAGS) $(VQL_CXXFLAGS) -Wno-shadow $(EXTRA) $(DEPFLAGS) -c $< -o $@
+
 $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 	@echo "  CC    $<"
 	@mkdir -p $(@D)
@@ -125,7 +145,8 @@ $(BUILD)/%.bpf.o: %.bpf.c $(BUILD)/flags
 $(BUILD)/bpf/trace.bpf.o $(BUILD)/bpf/events.bpf.o: private BPF_CFLAGS += -D__TARGET_ARCH_x86
 
 # The daemon carries its maps' definitions and its programs inside, the command its own.
-$(BUILD)/obj/userspace/ebpf/%.o: EXTRA = -DVQL_BPF_DIR='"$(BUILD)/bpf"'
+$(BUILD)/obj/userspace/ebpf/%.o $(BUILD)/folder/ebpf.o: EXTRA = -DVQL_BPF_DIR='"$(BUILD)/bpf"'
+$(BUILD)/folder/ebpf.o: $(BPF_OBJ)
 $(BUILD)/obj/userspace/ebpf/trace.o: $(BUILD)/bpf/events.bpf.o
 $(BUILD)/obj/userspace/ebpf/maps.o: $(BUILD)/bpf/maps.bpf.o
 $(BUILD)/obj/userspace/ebpf/remap.o: $(BUILD)/bpf/remap.bpf.o
@@ -147,11 +168,11 @@ define link
 	$(Q)$(CXX) $(VQL_CXXFLAGS) $(LDFLAGS) $^ -o $@ $(1)
 endef
 
-$(BUILD)/vqlaned: $(call obj,userspace/daemon/main.cc $(DAEMON_SRC) $(BASE_SRC))
+$(BUILD)/vqlaned: $(call objects,userspace/daemon/main.cc $(DAEMON_SRC) $(BASE_SRC))
 	$(call link,$(DAEMON_LIBS))
-$(BUILD)/vqlane: $(call obj,userspace/cli/main.cc $(CLI_SRC) $(BASE_SRC))
+$(BUILD)/vqlane: $(call objects,userspace/cli/main.cc $(CLI_SRC) $(BASE_SRC))
 	$(call link,-lbpf)
-$(BUILD)/tests/unit_test: $(call obj,$(UNIT_SRC) $(UNIT_C) $(DAEMON_SRC) $(CLI_SRC) $(BASE_SRC))
+$(BUILD)/tests/unit_test: $(call obj,$(UNIT_SRC) $(UNIT_C)) $(call objects,$(DAEMON_SRC) $(CLI_SRC) $(BASE_SRC))
 	$(call link,-lCatch2Main -lCatch2 $(DAEMON_LIBS))
 $(BUILD)/tests/e2e_test: $(call obj,$(GUEST_SRC))
 	$(call link,-lCatch2Main -lCatch2)
@@ -187,7 +208,7 @@ $(BUILD)/tests/vm/bootsector: tests/vm/bootsector.S
 	$(Q)$(CC) -m32 -c $< -o $@.o
 	$(Q)$(LD) -m elf_i386 -Ttext=0x7c00 --oformat=binary $@.o -o $@
 
--include $(shell find $(BUILD)/obj $(BUILD)/bpf $(BUILD)/tests -name '*.d' 2>/dev/null)
+-include $(shell find $(BUILD)/obj $(BUILD)/folder $(BUILD)/bpf $(BUILD)/tests -name '*.d' 2>/dev/null)
 
 setup:
 	$(Q)scripts/setup

@@ -17,7 +17,7 @@ using namespace vql::test;
 
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(VQL_SANITIZED)
 constexpr uint64_t default_lookups = 1000000;
 #else
 constexpr uint64_t default_lookups = 10000000;
