@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <span>
+#include <utility>
 
 namespace vql {
 
@@ -114,6 +115,8 @@ result<void> disk::open_frontend() {
         auto module = services_.module();
         if (!module)
             return error{"disk " + config_.name + ": " + module.failure().text};
+        if (config_.lane != lane_mode::poll)
+            services_.load_lane_programs();
         auto s = std::make_unique<vdpa_server>(services_.loop, *this, config_.name, lane());
         vdpa_server& opened = *s;
         server_ = std::move(s);
@@ -141,13 +144,18 @@ result<kmod_control*> disk_services::module() {
         if (!opened)
             return opened.failure();
         module_ = std::move(*opened);
-        if (maps.active())
-            if (auto ok = remap.load_default(); !ok)
-                log_warning("requests are not remapped in the kernel: " + ok.failure().text);
-        if (auto ok = attach_kernel_stats(maps); !ok)
-            log_warning("the kernel lane's requests are not counted: " + ok.failure().text);
     }
     return &*module_;
+}
+
+void disk_services::load_lane_programs() {
+    if (std::exchange(lane_programs_loaded_, true))
+        return;
+    if (maps.active())
+        if (auto ok = remap.load_default(); !ok)
+            log_warning("requests are not remapped in the kernel: " + ok.failure().text);
+    if (auto ok = attach_kernel_stats(maps); !ok)
+        log_warning("the kernel lane's requests are not counted: " + ok.failure().text);
 }
 
 disk::~disk() {

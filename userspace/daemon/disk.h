@@ -43,12 +43,17 @@ class disk_services {
     const memory_registration registration;
     uint32_t promote_iops, demote_iops; // a reload may change them
 
-    // The kernel module's control device, opened when first asked for; then the module also gets
-    // the program that it remaps with.
+    // The kernel module's control device, opened when first asked for.
     result<kmod_control*> module();
+    // The programs that remap and count in the kernel lane, loaded with the first disk that may be
+    // there: the kernel's types, which libbpf reads for that, are most of what a start of the
+    // daemon takes. The module is loaded. What fails is a warning, once: pollers serve without
+    // them.
+    void load_lane_programs();
 
   private:
     std::optional<kmod_control> module_;
+    bool lane_programs_loaded_ = false;
 };
 
 class disk : public queue_host {

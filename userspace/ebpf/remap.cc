@@ -113,7 +113,8 @@ void end_link(const std::string& pin) {
 } // namespace
 
 remap_programs::~remap_programs() {
-    if (active_ && !maps_.in_use())
+    // An earlier daemon's as well, that this one had no use for.
+    if (maps_.active() && !maps_.in_use())
         end_link(default_pin());
 }
 
