@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The statistics of the kernel lane: what its requests add to value VQL_STATS_LANE of their disk's map stats,
- * as pollers do to theirs. The daemon attaches it for as long as there is a disk in the module.
+ * as pollers do to theirs. The daemon attaches it with the first disk that may be in the kernel lane, and it stays
+ * as long as there is a disk.
  */
 #include <linux/bpf.h>
 #include <vqlane/stats.h>

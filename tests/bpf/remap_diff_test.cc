@@ -86,7 +86,7 @@ TEST_CASE("bpf: remap answers in BPF what it answers in C++", "[bpf][remap]") {
         FAIL(path << ": the kernel refuses it: " << std::strerror(-err));
     const int program =
         bpf_program__fd(bpf_object__find_program_by_name(object.get(), "remap_diff"));
-    // The default program has the same loop, and is verified at each start of the daemon.
+    // The default program has the same loop, and is verified when a daemon starts.
     bpf_prog_info info{};
     uint32_t info_bytes = sizeof(info);
     REQUIRE(bpf_obj_get_info_by_fd(program, &info, &info_bytes) == 0);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// What the verifier has to go through is part of each start of the daemon, and of each restart.
+// What the verifier has to go through is part of a daemon's start, and of each restart, where disks
+// may be in the kernel lane.
 #include "ebpf/object.h"
 
 #include <bpf/bpf.h>

@@ -45,10 +45,9 @@ class disk_services {
 
     // The kernel module's control device, opened when first asked for.
     result<kmod_control*> module();
-    // The programs that remap and count in the kernel lane, loaded with the first disk that may be
-    // there: the kernel's types, which libbpf reads for that, are most of what a start of the
-    // daemon takes. The module is loaded. What fails is a warning, once: pollers serve without
-    // them.
+    // Load the programs that remap and count in the kernel lane, with the first disk that may be
+    // there: for them libbpf reads all of the kernel's types. The module is loaded. What fails is a
+    // warning, once: pollers serve without them.
     void load_lane_programs();
 
   private:
