@@ -303,6 +303,8 @@ result<void> unbind_device(const host_tree& host, const std::string& name, bool 
     const nvme_device& device = **found;
     const std::string& bdf = device.bdf;
 
+    if (device.driver != ours && is_persistent(host, bdf)) // it could not be bound at the last boot
+        return forget_device(host, bdf, say);
     if (device.driver != ours)
         return error{bdf +
                      (device.driver.empty() ? " has no driver" : " is with " + device.driver) +

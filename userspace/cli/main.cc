@@ -266,8 +266,11 @@ void define_device(CLI::App& app, command_line& line) {
                if (!done || !o.persist)
                    return done;
                std::error_code failed;
-               return vql::persist_device(
+               done = vql::persist_device(
                    {}, *bdf, std::filesystem::read_symlink("/proc/self/exe", failed), say);
+               return done ? done
+                           : vql::error{*bdf + " is bound, but will not be at the next boot: " +
+                                        done.failure().text};
            });
     change("unbind", "give it back to the kernel's nvme driver",
            "even while a daemon has it: its disks there get I/O errors",
