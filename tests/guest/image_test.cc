@@ -391,6 +391,13 @@ TEST_CASE("what a guest wrote is no reason to refuse its disk when the daemon is
     t.remove();
     write_text_file(other, std::string("QFI\xfb\0\0\0\3", 8) + std::string(4096, '\0'));
     CHECK_THAT(t.refusal(other), ContainsSubstring("qcow2"));
+
+    // One that was refused was never a guest's.
+    const std::string empty = t.files / "empty";
+    write_text_file(empty, "");
+    CHECK_THAT(t.refusal(empty), ContainsSubstring("empty"));
+    write_text_file(empty, std::string("QFI\xfb\0\0\0\3", 8) + std::string(4096, '\0'));
+    CHECK_THAT(t.refusal(empty), ContainsSubstring("qcow2"));
 }
 
 TEST_CASE("the last bytes of a file that is no multiple of 512 are there", "[image]") {

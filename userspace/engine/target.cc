@@ -157,6 +157,8 @@ result<void> check_contents(const target& t, ino_t inode, raw_record* served) {
     const auto bytes = device_bytes(t);
     if (!bytes)
         return bytes.failure();
+    if (!*bytes) // refused as empty, and no guest's
+        return {};
     const raw_record::id now{t.block_device ? 0 : inode, *bytes};
     std::string other = other_contents(t.fd.get(), t.path, t.block_device, *bytes);
     if (served && served->has(t.path, now)) {
