@@ -151,6 +151,12 @@ TEST_CASE("a command that is refused leaves what is kept as it was", "[state]") 
         control.error(disk_add({{"name", "g"}, {"file", files / "none"}}));
     }
     CHECK(std::filesystem::file_size(files / "f") == 16 << 20);
+    const std::string note = daemon.directory() / "state/disk-f.toml";
+    const std::string before = read_text_file(note);
+    for (int i = 0; i < 20; i++) { // refused by storage, when what is kept may be written already
+        control.error({{"op", "disk_resize"}, {"name", "f"}, {"size", 1ull << 62}});
+        REQUIRE(read_text_file(note) == before);
+    }
     again(daemon);
     CHECK(names(daemon) == set{"d", "f"});
     CHECK(size_of(daemon, "f") == 16 << 20);

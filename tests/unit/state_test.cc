@@ -197,10 +197,16 @@ TEST_CASE("a store writes what was put, and forgets what was taken back", "[stat
         s.state.put("e", resized_to(1024), [&](vql::result<void> ok) { done = std::move(ok); });
     while (!done)
         s.loop.run_once(100);
-    s.state.undo(first);
+    bool ended = false;
+    s.state.undo(first, [&] { ended = true; });
+    CHECK(ended);
     CHECK(s.state.find("e")->resized == 1024);
-    s.state.undo(second);
+    bool undone = false;
+    s.state.undo(second, [&] { undone = true; });
     CHECK(s.state.find("e")->resized == 512);
+    while (!undone)
+        s.loop.run_once(100);
+    CHECK(notes_of(at).at("e").resized == 512);
 }
 
 TEST_CASE("what cannot be written is not noted", "[state]") {

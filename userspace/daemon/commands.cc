@@ -37,21 +37,26 @@ void commands::add(const json& table, bool transient, completion done) {
         return done(error{"disk " + name +
                           " is in the configuration, and was removed by command; "
                           "bring it back with: vqlane reload"});
-    server_.add_disk(*parsed, own, server::if_missing::refuse,
-                     [this, name, table, transient, done = std::move(done)](result<void> ok) {
-                         if (!ok || transient)
-                             return done(std::move(ok));
-                         disk_note note;
-                         note.added = table;
-                         state_.put(name, note, [this, name, done](const result<void>& kept) {
-                             if (kept)
-                                 return done({});
-                             // What nobody would find again is not there now either.
-                             const error why{"disk " + name + ": " + kept.failure().text};
-                             server_.remove_disk(name, true,
-                                                 [done, why](const result<void>&) { done(why); });
-                         });
-                     });
+    server_.add_disk(
+        *parsed, own, server::if_missing::refuse,
+        [this, name, table, transient, done = std::move(done)](result<void> ok) {
+            if (!ok || transient)
+                return done(std::move(ok));
+            disk_note note;
+            note.added = table;
+            state_.put(name, note, [this, name, done](const result<void>& kept) {
+                if (kept)
+                    return done({});
+                // What nobody would find again is not there now either; nor is what
+                // a resize noted of it meanwhile.
+                const error why{"disk " + name + ": " + kept.failure().text};
+                server_.remove_disk(name, true, [this, name, done, why](const result<void>&) {
+                    if (!state_.find(name))
+                        return done(why);
+                    state_.put(name, std::nullopt, [done, why](const result<void>&) { done(why); });
+                });
+            });
+        });
 }
 
 void commands::remove(const std::string& name, bool force, bool transient, completion done) {
@@ -73,9 +78,9 @@ void commands::remove(const std::string& name, bool force, bool transient, compl
         if (!server_.find_entry(name) && change->before && !change->before->added.is_null())
             return done({}); // only its note was left
         server_.remove_disk(name, force, [this, change, done](result<void> ok) {
-            if (!ok)
-                state_.undo(*change);
-            done(std::move(ok));
+            if (ok)
+                return done({});
+            state_.undo(*change, [done, ok] { done(ok); });
         });
     });
 }
@@ -87,24 +92,54 @@ void commands::resize(const std::string& name, uint64_t bytes, bool transient, c
     if (resizing_.contains(name))
         return done(error{"disk " + name + " is being resized by another command; try again"});
     // What the server is sure to refuse is not written down first.
-    if (!kept || !d || bytes <= d->layout().bytes || bytes % d->layout().block_bytes)
-        return server_.resize_disk(name, bytes, std::move(done));
-    disk_note note = before ? *before : disk_note();
-    note.resized = bytes;
-    note.on = place_of(server_.find_entry(name)->settings, server_.settings());
+    if (!kept || !d || bytes < d->layout().bytes || bytes % d->layout().block_bytes)
+        return server_.resize_disk(name, bytes, nullptr, std::move(done));
+    const auto note = [this, name, before = before ? *before : disk_note(),
+                       on = place_of(server_.find_entry(name)->settings, server_.settings())](
+                          uint64_t size, completion next) {
+        disk_note n = before;
+        n.resized = size;
+        n.on = on;
+        return state_.put(name, n, std::move(next));
+    };
+    const auto because = [name](const result<void>& ok) {
+        return ok ? result<void>()
+                  : error{"disk " + name + " is not resized: " + ok.failure().text};
+    };
     resizing_.insert(name);
     const auto end = [this, name, done = std::move(done)](result<void> ok) {
         resizing_.erase(name);
         done(std::move(ok));
     };
+    // First the size that it has: where that cannot be written down, no file becomes larger. Then
+    // the one that it is to have, when storage has it: a daemon that dies before promised nothing.
     auto change = std::make_shared<state_store::change>();
-    *change = state_.put(name, note, [this, name, bytes, change, end](const result<void>& ok) {
+    const auto unless_changed = [this, change](result<void> ok) {
+        return !ok || state_.holds(*change)
+                   ? std::move(ok)
+                   : error{"another command changed what is kept of it meanwhile; try again"};
+    };
+    const auto keep = [bytes, note, change, because, unless_changed](completion next) {
+        const auto go_on = [next, because, unless_changed](result<void> ok) {
+            ok = unless_changed(std::move(ok));
+            next(ok ? ok
+                    : error{because(ok).failure().text +
+                            " (its file, if it has one, was made larger before that)"});
+        };
+        if (auto ok = unless_changed({}); !ok)
+            return go_on(ok);
+        // What undo() brings back is still what was before the first.
+        change->serial = note(bytes, go_on).serial;
+    };
+    *change = note(d->layout().bytes, [this, name, bytes, change, keep, end, because,
+                                       unless_changed](result<void> ok) {
+        ok = unless_changed(std::move(ok));
         if (!ok)
-            return end(error{"disk " + name + " is not resized: " + ok.failure().text});
-        server_.resize_disk(name, bytes, [this, change, end](result<void> resized) {
-            if (!resized)
-                state_.undo(*change);
-            end(std::move(resized));
+            return end(because(ok));
+        server_.resize_disk(name, bytes, keep, [this, change, end](result<void> resized) {
+            if (resized)
+                return end({});
+            state_.undo(*change, [end, resized] { end(resized); });
         });
     });
 }

@@ -39,7 +39,7 @@ class commands {
     // @transient, kept; with an error nothing of it is left.
     void add(const nlohmann::json& table, bool transient, completion done);
     // What is kept is changed first, since nobody can undo a removal, nor a size that a guest has
-    // seen; and changed back when the server refuses.
+    // seen; and changed back, before that is answered, when the server refuses.
     void remove(const std::string& name, bool force, bool transient, completion done);
     void resize(const std::string& name, uint64_t bytes, bool transient, completion done);
 

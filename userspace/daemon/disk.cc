@@ -50,7 +50,6 @@ result<void> disk::set_up() {
     auto extents = services_.maps.make_extents(*slot_, volume_.chunks(), volume_.chunk_shift);
     if (!extents)
         return extents.failure();
-    extents_ = std::move(*extents);
 
     for (uint32_t i = 0; i < config_.queues; i++)
         queues_.push_back(std::make_unique<served_queue>());
@@ -58,7 +57,7 @@ result<void> disk::set_up() {
     // earlier daemon's targets by their numbers.
     if (auto ok = open_frontend(); !ok)
         return ok;
-    return apply_volume(volume_);
+    return apply_volume(volume_, std::move(*extents));
 }
 
 result<void> disk::take_slot() {
@@ -168,13 +167,16 @@ disk::~disk() {
 }
 
 // Take @v for the disk, whose table fits it. No queue is running, or none is there yet.
-result<void> disk::apply_volume(volume v) {
+result<void> disk::apply_volume(volume v, shared_array extents) {
+    const auto words = std::span(reinterpret_cast<uint64_t*>(extents.at(0)), extents.entries());
+    write_extents(v, words);
+    if (auto ok = services_.maps.publish_extents(*slot_, extents, v.chunk_shift); !ok)
+        return ok;
     volume_ = std::move(v);
-    const auto words = std::span(reinterpret_cast<uint64_t*>(extents_.at(0)), extents_.entries());
-    write_extents(volume_, words);
+    extents_ = std::move(extents);
     table_ = {reinterpret_cast<const __u64*>(words.data()), volume_.chunks(), volume_.chunk_shift};
     geometry_.sectors = volume_.bytes >> VQL_SECTOR_SHIFT;
-    return services_.maps.publish_extents(*slot_, extents_, volume_.chunk_shift);
+    return {};
 }
 
 void disk::set_policy(const std::string& file, std::function<void(result<void>)> done) {
@@ -200,9 +202,11 @@ void disk::close(std::function<void()> done) {
 }
 
 void disk::remove(bool force, std::function<void(result<void>)> done) {
-    if (force) // what the guest still asks for is refused
+    if (force) { // what the guest still asks for is refused, also when a resize is under way
+        alive_ = std::make_shared<bool>(true);
         for (uint32_t i = 0; i < extents_.entries(); i++)
             __atomic_store_n(reinterpret_cast<uint64_t*>(extents_.at(i)), 0, __ATOMIC_RELAXED);
+    }
     server_->remove(force, [this, done = std::move(done)](result<void> ok) {
         if (ok)
             lives_on_ = false;
@@ -428,9 +432,9 @@ result<std::shared_ptr<disk::growth>> disk::plan_growth(uint64_t bytes, uint64_t
     return std::make_shared<growth>(growth{volume_.bytes, std::move(*v), std::move(*extents)});
 }
 
-// Targets are looked at, then all is planned, and a file grows last: what is refused has changed
-// nothing.
-void disk::resize(uint64_t bytes, std::function<void(result<void>)> done) {
+// Targets are looked at, then all is planned, then a file grows: what is refused before that has
+// changed nothing, and what is refused after it no more than the file.
+void disk::resize(uint64_t bytes, std::function<void(completion)> keep, completion done) {
     if (bytes < volume_.bytes)
         return done(error{"disk " + config_.name + ": cannot shrink from " +
                           std::to_string(volume_.bytes) + " to " + std::to_string(bytes) +
@@ -440,49 +444,81 @@ void disk::resize(uint64_t bytes, std::function<void(result<void>)> done) {
                           std::to_string(volume_.block_bytes) + " bytes"});
     if (!has_whole_target()) {
         auto planned = plan_growth(bytes, 0);
-        return planned ? grow(*planned, std::move(done)) : done(planned.failure());
+        return planned ? keep_growth(*planned, keep, std::move(done)) : done(planned.failure());
     }
-    grow_target_to(0, [this, bytes, done = std::move(done)](result<void> looked) {
-        if (!looked)
-            return done(std::move(looked));
-        auto planned = plan_growth(bytes, can_grow(*volume_.targets[0]) ? bytes : 0);
-        if (!planned)
-            return done(planned.failure());
-        grow_target_to(bytes, [this, planned = *planned, done](result<void> grown) {
-            grown ? grow(planned, done) : done(std::move(grown));
+    grow_target_to(
+        0, [this, bytes, keep = std::move(keep), done = std::move(done)](result<void> looked) {
+            if (!looked)
+                return done(std::move(looked));
+            auto planned = plan_growth(bytes, can_grow(*volume_.targets[0]) ? bytes : 0);
+            if (!planned)
+                return done(planned.failure());
+            grow_target_to(bytes, [this, planned = *planned, keep, done](result<void> grown) {
+                grown ? keep_growth(planned, keep, done) : done(std::move(grown));
+            });
         });
-    });
 }
 
-// Have the disk's one target looked at and, if it has fewer bytes and can, grown. @done with an
-// error also when the disk has ended meanwhile: then nothing of it is to be used.
-void disk::grow_target_to(uint64_t bytes, std::function<void(result<void>)> done) {
-    services_.keeper.grow(*volume_.targets[0], bytes,
-                          [name = config_.name, alive = std::weak_ptr(alive_),
-                           done = std::move(done)](result<uint64_t> usable) {
-                              if (alive.expired())
-                                  return done(error{"disk " + name + " was removed meanwhile"});
-                              if (!usable)
-                                  return done(error{"disk " + name + ": " + usable.failure().text});
-                              done({});
-                          });
+// @next with an error when the disk has ended meanwhile: then nothing of it is to be used.
+disk::completion disk::if_alive(completion next) const {
+    return [name = config_.name, alive = std::weak_ptr(alive_),
+            next = std::move(next)](result<void> ok) {
+        next(alive.expired() ? error{"disk " + name + " was removed meanwhile"} : std::move(ok));
+    };
+}
+
+// Have the disk's one target looked at and, if it has fewer bytes and can, grown.
+void disk::grow_target_to(uint64_t bytes, completion done) {
+    services_.keeper.grow(
+        *volume_.targets[0], bytes,
+        [name = config_.name, next = if_alive(std::move(done))](const result<uint64_t>& usable) {
+            next(usable ? result<void>() : error{"disk " + name + ": " + usable.failure().text});
+        });
+}
+
+// What another disk claims meanwhile is not ours: so claims come before @keep.
+void disk::keep_growth(const std::shared_ptr<growth>& to,
+                       const std::function<void(completion)>& keep, completion done) {
+    if (auto ok = claim_parts(to->planned); !ok)
+        return done(std::move(ok));
+    if (!keep)
+        return grow(to, std::move(done));
+    keep(if_alive(
+        [this, to, alive = std::weak_ptr(alive_), done = std::move(done)](result<void> kept) {
+            if (kept)
+                return grow(to, done);
+            if (!alive.expired()) [[maybe_unused]]
+                auto back = claim_parts(volume_);
+            done(std::move(kept));
+        }));
 }
 
 // The queues stand still while table and capacity change under them.
-void disk::grow(const std::shared_ptr<growth>& to, std::function<void(result<void>)> done) {
-    services_.targets.remove_claims(config_.name);
-    if (auto ok = services_.targets.add_claims(to->planned.parts); !ok) {
-        [[maybe_unused]] auto back = services_.targets.add_claims(volume_.parts);
-        return done(std::move(ok));
-    }
-    server_->geometry_changes([this, to, done = std::move(done)] {
-        if (volume_.bytes != to->was) // by another resize, which asked first
+void disk::grow(const std::shared_ptr<growth>& to, completion done) {
+    server_->geometry_changes([this, to, alive = std::weak_ptr(alive_), done = std::move(done)] {
+        if (alive.expired())
+            return done(error{"disk " + config_.name + " was removed meanwhile"});
+        if (volume_.bytes != to->was) { // by another resize, which asked first
+            [[maybe_unused]] auto back = claim_parts(volume_);
             return done(error{"disk " + config_.name + " was resized to " +
                               std::to_string(volume_.bytes) + " bytes meanwhile; try again"});
-        std::swap(extents_, to->extents);
-        config_.bytes = to->planned.bytes;
-        done(apply_volume(std::move(to->planned)));
+        }
+        auto ok = apply_volume(std::move(to->planned), std::move(to->extents));
+        if (ok)
+            config_.bytes = volume_.bytes;
+        else [[maybe_unused]]
+            auto back = claim_parts(volume_);
+        done(std::move(ok));
     });
+}
+
+// The parts of @v are the disk's, in place of those of its volume. After an error it has these.
+result<void> disk::claim_parts(const volume& v) {
+    services_.targets.remove_claims(config_.name);
+    auto ok = services_.targets.add_claims(v.parts);
+    if (!ok) [[maybe_unused]]
+        auto back = services_.targets.add_claims(volume_.parts);
+    return ok;
 }
 
 } // namespace vql

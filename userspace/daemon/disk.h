@@ -70,10 +70,12 @@ class disk : public queue_host {
     // errors until it lets go.
     void remove(bool force, std::function<void(result<void>)> done);
 
+    using completion = std::function<void(result<void>)>;
     // Grow to @bytes: targets grow with it where the disk has one whole target that can, which may
-    // have to wait for storage. The guest is told. @done on the control thread, with the error when
-    // there is one, also when the disk ends meanwhile.
-    void resize(uint64_t bytes, std::function<void(result<void>)> done);
+    // have to wait for storage. When storage has them, @keep, if any, writes that down and calls
+    // what it is given; with success the guest is told. @done on the control thread, with the error
+    // when there is one, also when the disk ends meanwhile.
+    void resize(uint64_t bytes, std::function<void(completion)> keep, completion done);
 
     // The socket is for those whom @c says from now on.
     result<void> set_access(const disk_config& c);
@@ -124,10 +126,14 @@ class disk : public queue_host {
         shared_array extents;
     };
     result<std::shared_ptr<growth>> plan_growth(uint64_t bytes, uint64_t grown);
-    void grow_target_to(uint64_t bytes, std::function<void(result<void>)> done);
-    void grow(const std::shared_ptr<growth>& to, std::function<void(result<void>)> done);
+    completion if_alive(completion next) const;
+    void grow_target_to(uint64_t bytes, completion done);
+    void keep_growth(const std::shared_ptr<growth>& to, const std::function<void(completion)>& keep,
+                     completion done);
+    void grow(const std::shared_ptr<growth>& to, completion done);
+    result<void> claim_parts(const volume& v);
     result<void> take_slot();
-    result<void> apply_volume(volume v);
+    result<void> apply_volume(volume v, shared_array extents);
     size_t poller_index(uint32_t queue) const;
     poller& poller_of(const virtqueue& q) const;
     std::vector<controller*> controllers() const;
@@ -150,7 +156,8 @@ class disk : public queue_host {
     const guest_memory* mapped_ = nullptr; // attached to the controllers
     kmod_mspace own_space_;                // pins it, when it is not the module's already
     std::unique_ptr<frontend> server_;
-    // Ends with us: what comes back from storage later finds out. Control thread only.
+    // Ends with us, and when the disk is removed by force: what comes back from storage later finds
+    // out. Control thread only.
     std::shared_ptr<const bool> alive_ = std::make_shared<bool>(true);
 };
 

@@ -183,22 +183,37 @@ std::vector<running_disk> running_disks(const server& s) {
     return all;
 }
 
+// What of @note about disk @name still counts beside @files: a disk that a command removed comes
+// back, or is not in the files either; and what it was added with by command no longer counts when
+// it is in the files.
+disk_note what_counts(const std::string& name, const disk_note& note, const config& files) {
+    disk_note kept = note;
+    kept.removed = false;
+    if (const disk_config* d = named(files.disks, name)) {
+        kept.added = nullptr;
+        if (!kept.on.empty() && kept.on != place_of(*d, files)) // another disk of that name
+            kept.resized = 0;
+    }
+    return kept;
+}
+
 // Carries out a plan: one step at a time, each when the one before has ended.
 class change : public std::enable_shared_from_this<change> {
   public:
-    change(event_loop& loop, server& s, state_store& state, config next,
+    change(event_loop& loop, server& s, state_store& state, config files, config next,
            std::function<void(json)> done)
-        : loop_(loop), server_(s), state_(state), next_(std::move(next)), done_(std::move(done)) {}
+        : loop_(loop), server_(s), state_(state), files_(std::move(files)), next_(std::move(next)),
+          done_(std::move(done)) {}
 
-    void start(const reload_plan& plan,
-               std::vector<std::pair<std::string, std::optional<disk_note>>> notes) {
+    // @noted: the disks whose notes may say other than the files.
+    void start(const reload_plan& plan, const std::vector<std::string>& noted) {
         for (const char* key :
              {"added", "removed", "replaced", "resized", "changed", "waiting", "refused"})
             report_[key] = json::array();
         for (const auto& r : plan.refused)
             refuse(r.name, r.why);
-        for (const auto& n : notes)
-            step(n.first, "", [this, n](auto done) { state_.put(n.first, n.second, done); });
+        for (const std::string& name : noted)
+            step(name, "", [this, name](auto done) { forget(name, std::move(done)); });
         for (const std::string& name : plan.remove)
             step(name, "removed",
                  [this, name](auto done) { server_.remove_disk(name, false, done); });
@@ -216,7 +231,7 @@ class change : public std::enable_shared_from_this<change> {
             step(name, "added", [this, name](auto done) { add(name, done); });
         for (const auto& g : plan.grow)
             step(g.name, "resized",
-                 [this, g](auto done) { server_.resize_disk(g.name, g.bytes, done); });
+                 [this, g](auto done) { server_.resize_disk(g.name, g.bytes, nullptr, done); });
         for (const std::string& name : plan.access)
             step(name, "changed",
                  [this, name](auto done) { done(server_.set_access(*named(next_.disks, name))); });
@@ -244,6 +259,18 @@ class change : public std::enable_shared_from_this<change> {
 
     void step(const std::string& name, const char* as, std::function<void(completion)> run) {
         steps_.push_back({name, as, std::move(run)});
+    }
+
+    // What is noted about disk @name by now, without what no longer counts.
+    void forget(const std::string& name, completion done) {
+        const disk_note* const note = state_.find(name);
+        if (!note)
+            return done({});
+        const disk_note kept = what_counts(name, *note, files_);
+        std::optional<disk_note> next;
+        if (!kept.empty())
+            next = kept;
+        state_.put(name, next, std::move(done));
     }
 
     void add(const std::string& name, completion done) {
@@ -331,7 +358,7 @@ class change : public std::enable_shared_from_this<change> {
     event_loop& loop_;
     server& server_;
     state_store& state_;
-    config next_;
+    config files_, next_; // … with what is noted
     std::function<void(json)> done_;
     std::deque<one_step> steps_;
     std::vector<std::string> dropped_, kept_; // targets
@@ -369,24 +396,14 @@ std::vector<std::string> need_restart(const config& now, const config& next) {
 
 std::function<void()> apply_config(event_loop& loop, server& s, state_store& state,
                                    const config& files, std::function<void(json)> done) {
-    // A disk that a command removed comes back, or is not in the files either; and what it was
-    // added with by command no longer counts when it is in the files.
-    std::vector<std::pair<std::string, std::optional<disk_note>>> changed;
+    std::vector<std::string> noted;
     disk_notes notes;
     for (const auto& [name, note] : state.notes()) {
-        disk_note kept = note;
-        if (const disk_config* d = named(files.disks, name)) {
-            kept.added = nullptr;
-            if (!kept.on.empty() && kept.on != place_of(*d, files)) // another disk of that name
-                kept.resized = 0;
-        }
-        if (note.removed || (kept.added.is_null() && !kept.resized)) {
-            changed.emplace_back(name, std::nullopt);
-            continue;
-        }
-        if (kept.added.is_null() && !note.added.is_null())
-            changed.emplace_back(name, kept);
-        notes.emplace(name, kept);
+        const disk_note kept = what_counts(name, note, files);
+        if (!kept.empty())
+            notes.emplace(name, kept);
+        if (kept.empty() || (kept.added.is_null() && !note.added.is_null()))
+            noted.push_back(name);
     }
     config next = files;
     std::vector<std::string> said;
@@ -394,8 +411,12 @@ std::function<void()> apply_config(event_loop& loop, server& s, state_store& sta
     for (const std::string& line : said)
         log_info(line);
     const reload_plan plan = plan_reload(s.settings(), next, running_disks(s));
-    auto c = std::make_shared<change>(loop, s, state, std::move(next), std::move(done));
-    c->start(plan, std::move(changed));
+    // Of a disk that stays as it was, what was noted stays as well.
+    for (const auto& r : plan.refused)
+        if (const disk_note* note = state.find(r.name); note && !note->removed)
+            std::erase(noted, r.name);
+    auto c = std::make_shared<change>(loop, s, state, files, std::move(next), std::move(done));
+    c->start(plan, noted);
     return [c] { c->tick(); };
 }
 

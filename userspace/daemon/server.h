@@ -84,8 +84,9 @@ class server {
     // with @force also after a few seconds: then the disk is closing until its storage has
     // answered.
     void remove_disk(const std::string& name, bool force, completion done);
-    // @done when storage has answered, and the guest is told.
-    void resize_disk(const std::string& name, uint64_t bytes, completion done);
+    // @done when storage has answered, and the guest is told. @keep, if any: see disk::resize().
+    void resize_disk(const std::string& name, uint64_t bytes, std::function<void(completion)> keep,
+                     completion done);
 
     // No configuration wants target @name any more: it is closed, which may take its storage some
     // time. Refused while a disk is on it.

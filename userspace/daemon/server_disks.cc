@@ -206,16 +206,21 @@ void server::remove_served(disk_entry& e, bool force, completion done) {
                           " has a guest connected; detach it there first, or "
                           "remove the disk with --force"});
     const bool adopted = e.now != phase::ready;
-    if (e.resize)
-        tell(*e.resize, error{"disk " + name + " was removed meanwhile"});
+    const auto end_resize = [&e, name] {
+        if (e.resize)
+            tell(*e.resize, error{"disk " + name + " was removed meanwhile"});
+    };
+    if (force) // then it is not carried on, even if the removal is refused
+        end_resize();
     e.removal = std::move(done);
     e.forced = force;
     e.enter(phase::closing);
-    e.served->remove(force, [this, &e, adopted](result<void> ok) {
+    e.served->remove(force, [this, &e, adopted, end_resize](result<void> ok) {
         if (!ok && !adopted) {
             e.enter(phase::ready);
             return tell(e.removal, std::move(ok));
         }
+        end_resize();
         if (!ok) // not ours after all
             return e.served->close([this, &e, why = ok.failure()] { end_entry(e, why); });
         end_entry(e, {});
@@ -322,7 +327,8 @@ std::vector<std::string> server::take_settings(const config& next) {
     return changed;
 }
 
-void server::resize_disk(const std::string& name, uint64_t bytes, completion done) {
+void server::resize_disk(const std::string& name, uint64_t bytes,
+                         std::function<void(completion)> keep, completion done) {
     disk_entry* const e = find_entry(name);
     if (!e)
         return done(error{"disk " + name + " does not exist"});
@@ -332,7 +338,7 @@ void server::resize_disk(const std::string& name, uint64_t bytes, completion don
         return done(error{"disk " + name + " is being resized already" +
                           (problem(*e).empty() ? "" : ": " + problem(*e))});
     const auto asked = e->resize = std::make_shared<completion>(std::move(done));
-    e->served->resize(bytes, [name, bytes, asked](result<void> ok) {
+    e->served->resize(bytes, std::move(keep), [name, bytes, asked](result<void> ok) {
         if (ok)
             log_info("disk " + name + ": resized to " + std::to_string(bytes) + " bytes");
         tell(*asked, std::move(ok));

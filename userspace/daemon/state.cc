@@ -327,35 +327,50 @@ state_store::change state_store::put(const std::string& name, std::optional<disk
         c.before = *before;
     set(name, note);
     serials_[name] = c.serial;
-    const std::string text = note ? note->toml(name) : "";
+    const auto text_of = [&](const std::optional<disk_note>& n) { return n ? n->toml(name) : ""; };
     worker_.run<bool>(
-        [place = place_, file = file_name(name), text]() -> result<bool> {
+        [place = place_, file = file_name(name), text = text_of(note),
+         before = text_of(c.before)]() -> result<bool> {
             // To erase needs no folder.
             if (auto ok = place->take(!text.empty()); !ok)
                 return ok.failure();
-            auto ok = !text.empty() ? place->write(file, text)
-                      : place->dir  ? place->erase(file)
-                                    : result<void>();
-            return ok ? result<bool>(true) : ok.failure();
+            if (!place->dir)
+                return true;
+            const auto put = [&](const std::string& t) {
+                return t.empty() ? place->erase(file) : place->write(file, t);
+            };
+            auto ok = put(text);
+            if (ok)
+                return true;
+            // It may be there all the same, and only not be durable: who asked is told that it is
+            // not kept.
+            [[maybe_unused]] auto back = put(before);
+            return ok.failure();
         },
         [this, c, done = std::move(done)](result<bool> ok) {
             if (ok)
                 return done({});
-            if (serials_[c.name] == c.serial)
+            if (holds(c))
                 set(c.name, c.before);
             done(error{"it could not be kept for the next start: " + ok.failure().text});
         });
     return c;
 }
 
-void state_store::undo(const change& c) {
+bool state_store::holds(const change& c) const {
     const auto last = serials_.find(c.name);
-    if (last == serials_.end() || last->second != c.serial)
-        return;
-    put(c.name, c.before, [name = c.name](const result<void>& ok) {
+    return last != serials_.end() && last->second == c.serial;
+}
+
+void state_store::undo(const change& c, std::function<void()> done) {
+    if (!holds(c))
+        return done();
+    put(c.name, c.before, [name = c.name, done = std::move(done)](const result<void>& ok) {
         if (!ok)
-            log_error("disk " + name + ": a command was refused, but what it was to do " +
-                      "may be done at the next start: " + ok.failure().text);
+            log_error("disk " + name + ": a command was refused, but what was kept of the disk " +
+                      "before it could not be written again, and the next start may find what " +
+                      "the command was to do: " + ok.failure().text);
+        done();
     });
 }
 

@@ -34,6 +34,7 @@ struct disk_note {
     std::string on;       // resized: where the bytes are that became so many; empty: anywhere
     bool removed = false; // and nothing else
 
+    bool empty() const { return added.is_null() && !resized && !removed; }
     std::string toml(const std::string& name) const;
 };
 
@@ -80,8 +81,11 @@ class state_store {
     // @done when it is durable, or with why it is not: then what was noted before holds again,
     // unless something else was meanwhile.
     change put(const std::string& name, std::optional<disk_note> note, completion done);
-    // What was noted before @c holds again, unless something else was meanwhile.
-    void undo(const change& c);
+    // Is what @c noted, or tries to, still the last about its disk?
+    bool holds(const change& c) const;
+    // What was noted before @c holds again, unless something else was meanwhile. @done when that is
+    // durable; where it cannot be, the log says so.
+    void undo(const change& c, std::function<void()> done);
 
   private:
     struct place; // the folder, as the worker's thread knows it

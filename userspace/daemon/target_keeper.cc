@@ -29,7 +29,8 @@ std::string for_seconds(std::chrono::steady_clock::time_point since) {
     return " for " + std::to_string(n) + " s";
 }
 
-// With the size that it was promised, if a crash came between the promise and the growth.
+// With the size that it was promised: a host that crashed may have kept the promise, and not the
+// file's size.
 result<std::unique_ptr<target>> open_file(const target_config& c, raw_record* served) {
     try_to_open(c.path, c.read_only);
     auto t = open_uring_target(c.name, c.path, {c.read_only, c.raw, served});
