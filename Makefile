@@ -3,6 +3,8 @@
 #   make            vqlaned, vqlane and the BPF objects, in build/
 #   make demo       set up, build, and serve a disk to a QEMU guest (README, command 1)
 #   make test       set up, build, and run every test (README, command 2)
+#   make quick      while at work: what changed is compiled, unit tests and the quick rules of make check
+#   make unit       the unit tests; T='[vring]' chooses some (make e2e T=… the end-to-end ones)
 #   make kmod       the kernel module, build/kmod/vqlane.ko, for KDIR (default: Debian's Linux 6.12)
 #   make vm-test    module, daemon and guests in a VM with NVMe drives; CASE=name runs one
 #   make torture    kills the daemon at random moments, TORTURE_KILLS times (default 10000) over vhost-user and,
@@ -101,12 +103,12 @@ POLICIES := $(patsubst %,$(BUILD)/tests/vm/policies/%.bpf.o,quiet straight slot 
 VM_PROGRAMS := $(patsubst tests/vm/programs/%.c,$(BUILD)/tests/vm/%,$(wildcard tests/vm/programs/*.c)) \
 	$(BUILD)/tests/vm/bootsector $(POLICIES) $(BUILD)/tests/vm/reader
 
-.PHONY: all tests vm-programs bench-programs setup demo test kmod vm-build vm-test torture demo-host bench check fuzz install install-kmod uninstall uninstall-kmod clean FORCE
+.PHONY: all tests vm-programs bench-programs setup demo test unit e2e quick kmod vm-build vm-test torture demo-host bench check fuzz install install-kmod uninstall uninstall-kmod clean FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 
 all: $(PROGRAMS) $(BPF_OBJ)
-tests: $(TEST_PROGRAMS)
+tests: $(TEST_PROGRAMS) $(BUILD)/compile_commands.json
 vm-programs: $(VM_PROGRAMS)
 bench-programs: $(BENCH_PROGRAMS)
 
@@ -210,6 +212,13 @@ $(BUILD)/tests/vm/bootsector: tests/vm/bootsector.S
 
 -include $(shell find $(BUILD)/obj $(BUILD)/folder $(BUILD)/bpf $(BUILD)/tests -name '*.d' 2>/dev/null)
 
+# How each file is compiled, for clangd and the like, which look for it in build/.
+SOURCES = $(sort $(wildcard userspace/*/*.cc tests/*/*.cc tests/bench/vm/*.cc))
+COMPILE = $(CXX) $(CPPFLAGS) $(VQL_CXXFLAGS) -DVQL_BPF_DIR="" -DVQL_TEST_BPF_DIR="" -DVQL_SOURCE_DIR="" -c
+$(BUILD)/compile_commands.json: $(BUILD)/flags $(SOURCES)
+	$(Q)python3 -c 'import json, sys; print(json.dumps([{"directory": sys.argv[1], "file": f, \
+		"arguments": sys.argv[2].split() + [f]} for f in sys.argv[3:]], indent=1))' '$(TOP)' '$(COMPILE)' $(SOURCES) >$@
+
 setup:
 	$(Q)scripts/setup
 
@@ -224,6 +233,16 @@ demo: setup
 test: setup
 	$(Q)$(BUILD_ALL) all tests $(if $(SAN),,$(BENCH_PROGRAMS))
 	$(Q)scripts/test
+
+# While at work: what changed is compiled, and no package is looked for. T chooses tests, as Catch2 reads it.
+unit e2e:
+	$(Q)$(BUILD_ALL) $(if $(filter e2e,$@),all) $(BUILD)/tests/$@_test
+	$(Q)$(BUILD)/tests/$@_test $(if $(T),'$(T)')
+
+# The unit tests but for those of threads, which take as long as they are given; and the rules that take no time.
+quick: T = ~[threads]
+quick: unit
+	$(Q)scripts/check --quick
 
 # The kernel that the module is for, as scripts/kernel knows it.
 KERNEL ?= host

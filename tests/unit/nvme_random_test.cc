@@ -430,7 +430,7 @@ TEST_CASE("nvme: zeroes in place of a lost pool are not handed to the guest as d
     CHECK(std::memcmp(r.guest() + 1, r.model.block(7), 512) == 0);
 }
 
-TEST_CASE("nvme: engine and controller on threads of their own") {
+TEST_CASE("nvme: engine and controller on threads of their own", "[nvme][threads]") {
     nvme_rig r({.depth = GENERATE(2u, 32u),
                 .bounce_pages = 4,
                 .sgl = false,
