@@ -478,10 +478,10 @@ TEST_CASE("a namespace that is detached fails its disks' requests, and serves ag
                        storage.disk("other", "other"));
     bystander other(daemon.device("other"), disk_bytes, test_seed(1710));
     victim_guest victim(daemon, 0);
-    const std::string withdrawn = "withdrawn, its requests fail until it is as it was: it ";
-    const std::string back = "is as it was, and serves again";
+    const std::string offline = "offline: I/O fails until it is restored: it ";
+    const std::string back = "online again";
     victim.lose("detach");
-    CHECK(daemon.wait_log(withdrawn + "is not there"));
+    CHECK(daemon.wait_log(offline + "is not there"));
     CHECK(other.goes_on());
     let_case("attach");
     CHECK(daemon.wait_log(back));
@@ -491,7 +491,7 @@ TEST_CASE("a namespace that is detached fails its disks' requests, and serves ag
     // Blocks of 4096 bytes where they were of 512; the drive would take commands for them.
     const size_t until_here = daemon.log().size();
     let_case("format");
-    CHECK(daemon.wait_log(withdrawn + "has blocks of 4096 bytes now, not of 512", until_here));
+    CHECK(daemon.wait_log(offline + "has blocks of 4096 bytes now, not of 512", until_here));
     victim.restart();
     std::vector<std::byte> sector(sector_bytes);
     for (unsigned i = 0; i < 20; i++) {

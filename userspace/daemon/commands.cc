@@ -124,7 +124,7 @@ void commands::resize(const std::string& name, uint64_t bytes, bool transient, c
             ok = unless_changed(std::move(ok));
             next(ok ? ok
                     : error{because(ok).failure().text +
-                            " (its file, if it has one, was made larger before that)"});
+                            " (its file, if it has one, has grown already)"});
         };
         if (auto ok = unless_changed({}); !ok)
             return go_on(ok);

@@ -373,8 +373,8 @@ result<kmod_lane> disk::lane_plan() const {
     std::copy_n(geometry_.id.begin(), n, lane.id.begin());
     bool any = false;
     for (const claim& part : volume_.parts) {
-        // What is withdrawn stays with the pollers, which refuse it.
-        const bool nvme = part.where->kind == target_kind::nvme && part.where->withdrawn.empty();
+        // What is offline stays with the pollers, which refuse it.
+        const bool nvme = part.where->kind == target_kind::nvme && part.where->offline.empty();
         vql_lane_range r{};
         r.target = part.where->id;
         r.ctrl_fd = nvme ? services_.controllers.at(part.where->controller).fd() : -1;

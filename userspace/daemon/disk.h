@@ -100,7 +100,7 @@ class disk : public queue_host {
     std::vector<int> poller_cpus() const;
     // Sum over all pollers, and what the kernel lane did.
     vql_disk_stats stats(vql_lane_kind lane) const;
-    // @t was withdrawn, or serves again: the kernel lane is to know.
+    // @t went offline, or is online again: the kernel lane is to know.
     void target_changed(const target& t);
     void check_memory() { server_->check_memory(); }
     // Once a second.

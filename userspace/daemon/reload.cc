@@ -275,7 +275,7 @@ class change : public std::enable_shared_from_this<change> {
 
     void add(const std::string& name, completion done) {
         if (server_.find_entry(name)) // its removal was refused
-            return done(error{"stays as it was"});
+            return done(error{"not replaced: it could not be removed"});
         const disk_config& d = *named(next_.disks, name);
         for (const std::string& kept : kept_)
             if (uses(d, kept))

@@ -36,7 +36,7 @@ result<std::unique_ptr<target>> open_file(const target_config& c, raw_record* se
     auto t = open_uring_target(c.name, c.path, {c.read_only, c.raw, served});
     if (!t || (*t)->block_device || (*t)->bytes >= c.at_least)
         return t;
-    log_info("target " + c.name + ": made larger, as a command before this start had asked for");
+    log_info("target " + c.name + ": growing to the size that a resize command gave it");
     try_to_grow((*t)->fd.get(), c.at_least);
     auto bytes = grow_target(**t, c.at_least);
     if (!bytes)
@@ -67,10 +67,10 @@ std::string wanted_target::problem() const {
     case phase::closing: return title() + ": being closed" + for_seconds(since_);
     case phase::ready: break;
     }
-    if (!opened_->withdrawn.empty())
-        return title() + ": withdrawn: " + opened_->withdrawn;
+    if (!opened_->offline.empty())
+        return title() + ": offline: " + opened_->offline;
     if (jobs_ && clock::now() - jobs_since_ > grace)
-        return title() + ": looked at, or made larger," + for_seconds(jobs_since_);
+        return title() + ": checking or growing it," + for_seconds(jobs_since_);
     return {};
 }
 
@@ -310,7 +310,7 @@ void target_keeper::grow(target& t, uint64_t bytes, std::function<void(result<ui
             if (!ns)
                 return ns.failure();
             if (ns->block_bytes != block_bytes)
-                return error{title + " is withdrawn"};
+                return error{title + " is offline"};
             return ns->blocks * ns->block_bytes;
         };
     w->worker_.run<uint64_t>(std::move(job),

@@ -111,7 +111,7 @@ class target_keeper {
     size_t first_tries() const;
     bool opens_controllers() const;
     // Look again at the namespaces whose controllers may have changed them; @changed for each that
-    // is withdrawn then, or serves again.
+    // is offline then, or online again.
     void look_at_namespaces(const std::function<void(const target&)>& changed);
     // Once a second.
     void tick();

@@ -95,18 +95,18 @@ std::optional<uint32_t> target_set::changes(const target& t) const {
 
 bool target_set::looked(target& t, const vql_ns_info& ns, uint32_t changes) {
     t.changes = changes;
-    const std::string was = std::exchange(t.withdrawn, why_other(t, ns));
-    if (t.withdrawn == was)
+    const std::string was = std::exchange(t.offline, why_other(t, ns));
+    if (t.offline == was)
         return false;
     const std::string what = "target " + t.name + " (" + t.path + ")";
-    if (t.withdrawn.empty())
-        log_info(what + ": is as it was, and serves again");
+    if (t.offline.empty())
+        log_info(what + ": online again");
     else
-        log_error(what + ": withdrawn, its requests fail until it is as it was: " + t.withdrawn);
-    if (was.empty() == t.withdrawn.empty())
+        log_error(what + ": offline: I/O fails until it is restored: " + t.offline);
+    if (was.empty() == t.offline.empty())
         return false;
     // Pollers refuse what has no target. What they have submitted is the drive's already.
-    (*table_)[t.id].store(t.withdrawn.empty() ? &t : nullptr, std::memory_order_release);
+    (*table_)[t.id].store(t.offline.empty() ? &t : nullptr, std::memory_order_release);
     return true;
 }
 

@@ -56,7 +56,7 @@ class target_set {
     // Its controller's changes(), if it has had some since @t was looked at.
     std::optional<uint32_t> changes(const target& t) const;
     // Namespace @t is what @ns says, as of @changes. One that is not what it was opened as is
-    // withdrawn, and serves again when it is. Returns whether it is one or the other since now.
+    // offline, and serves again when it is. Returns whether it is one or the other since now.
     //
     // Another host, or the kernel through another controller, can format a namespace: with blocks
     // of another size under it, a command would name other bytes, and the drive would go past its

@@ -16,7 +16,7 @@ class raw_record;
 
 enum class target_kind : uint8_t { null, uring, nvme };
 
-// Immutable once published to the pollers, but for bytes (grows), changes, withdrawn (all three the
+// Immutable once published to the pollers, but for bytes (grows), changes, offline (all three the
 // control thread's) and the atomics, which any poller may clear when the kernel turns out not to
 // support an operation.
 struct target {
@@ -38,8 +38,8 @@ struct target {
     uint32_t nsid = 0;       // namespace
     uint32_t boundary_blocks =
         0; // no read, write or write zeroes crosses a multiple of it (NOIOB); 0 = none
-    uint32_t changes = 0;  // its controller's, when it was looked at last (control thread only)
-    std::string withdrawn; // why the namespace is another now (control thread only)
+    uint32_t changes = 0; // its controller's, when it was looked at last (control thread only)
+    std::string offline;  // why the namespace is another now (control thread only)
 
     // uring
     unique_fd fd;

@@ -118,8 +118,8 @@ result<void> vdpa_server::claim(kmod_control& module) {
                          ", is configured with " + differs->wanted + ", and a VMM has " +
                          address() + " open: configure it as it is, or end that guest first"};
         disk_ = {};
-        log_info("disk " + name_ + ": made anew, with " + differs->wanted + " instead of " +
-                 differs->is);
+        log_info("disk " + name_ + ": recreated with " + differs->wanted + " (was " + differs->is +
+                 ")");
     }
     auto created = module.create(name_, wanted);
     if (!created)
