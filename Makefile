@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # One door:
-#   make            vqlaned, vqlane and the BPF objects, in build/
+#   make            vqlaned, vqlane, the BPF objects and the man pages, in build/
 #   make demo       set up, build, and serve a disk to a QEMU guest (README, command 1)
 #   make test       set up, build, and run every test (README, command 2)
 #   make quick      while at work: what changed is compiled, unit tests and the quick rules of make check
@@ -94,6 +94,8 @@ objects = $(if $(SAN),$(call obj,$(filter $(SINGLE),$(1))) \
 	$(patsubst userspace/%/,$(BUILD)/folder/%.o,$(sort $(dir $(filter-out $(SINGLE),$(1))))),$(call obj,$(1)))
 BPF_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(BPF_SRC))
 PROGRAMS := $(BUILD)/vqlaned $(BUILD)/vqlane
+# vqlane.1 and so on, of userspace/man/vqlane.1.scd.
+MAN := $(patsubst userspace/man/%.scd,$(BUILD)/man/%,$(wildcard userspace/man/*.scd))
 TEST_PROGRAMS := $(BUILD)/tests/unit_test $(BUILD)/tests/e2e_test
 BENCH_PROGRAMS := $(BUILD)/tests/bench $(BUILD)/tests/poll_cost
 
@@ -107,7 +109,7 @@ VM_PROGRAMS := $(patsubst tests/vm/programs/%.c,$(BUILD)/tests/vm/%,$(wildcard t
 .DELETE_ON_ERROR:
 .SECONDARY:
 
-all: $(PROGRAMS) $(BPF_OBJ)
+all: $(PROGRAMS) $(BPF_OBJ) $(MAN)
 tests: $(TEST_PROGRAMS) $(BUILD)/compile_commands.json
 vm-programs: $(VM_PROGRAMS)
 bench-programs: $(BENCH_PROGRAMS)
@@ -123,7 +125,8 @@ $(BUILD)/obj/%.o: %.cc $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CPPFLAGS) $(VQL_CXXFLAGS) $(if $(filter %_test.cc,$<),$(TEST_CXXFLAGS)) $(EXTRA) $(DEPFLAGS) -c $< -o $@
 
-FOLDERS := $(filter-out README.md,$(notdir $(wildcard userspace/*)))
+# Those that have C++ files.
+FOLDERS := $(filter-out README.md man,$(notdir $(wildcard userspace/*)))
 $(FOLDERS:%=$(BUILD)/folder/%.cc): $(BUILD)/folder/%.cc: FORCE
 	$(Q)mkdir -p $(@D)
 	$(Q)printf '#include "%s"\n' $(FOLDER_SRC:userspace/%=%) | cmp -s - $@ || printf '#include "%s"\n' $(FOLDER_SRC:userspace/%=%) > $@
@@ -142,6 +145,11 @@ $(BUILD)/%.bpf.o: %.bpf.c $(BUILD)/flags
 	@echo "  BPF   $<"
 	@mkdir -p $(@D)
 	$(Q)$(CLANG) $(BPF_CFLAGS) $(DEPFLAGS) -c $< -o $@
+
+$(BUILD)/man/%: userspace/man/%.scd
+	@echo "  MAN   $*"
+	@mkdir -p $(@D)
+	$(Q)scdoc <$< >$@
 
 # They read arguments from registers: the module and the maps are x86-64's.
 $(BUILD)/bpf/trace.bpf.o $(BUILD)/bpf/events.bpf.o: private BPF_CFLAGS += -D__TARGET_ARCH_x86
@@ -309,9 +317,12 @@ $(TOP)/build/fuzz/%_fuzz:
 	@mkdir -p $(@D)
 	$(Q)$(CLANG)++ $(CPPFLAGS) $(FUZZ_FLAGS) tests/fuzz/$*_fuzz.cc $(FUZZ_MORE) -o $@
 
-# All folders that README.md names, and a configuration that starts. What an operator has changed stays.
+# All folders that the man pages name, and a configuration that starts. What an operator has changed stays.
 BPFDIR := $(DESTDIR)$(PREFIX)/lib/vqlane/bpf
 DOCDIR := $(DESTDIR)$(PREFIX)/share/doc/vqlane
+MANDIR := $(DESTDIR)$(PREFIX)/share/man
+# Where each page goes: man8/vqlaned.8.
+MAN_TO = $(foreach page,$(notdir $(MAN)),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(page))
 install: all
 	install -D -m 755 $(BUILD)/vqlaned $(DESTDIR)$(PREFIX)/sbin/vqlaned
 	install -D -m 755 $(BUILD)/vqlane $(DESTDIR)$(PREFIX)/bin/vqlane
@@ -320,6 +331,7 @@ install: all
 	install -d -m 755 $(DESTDIR)/etc/vqlane/conf.d
 	install -d -m 700 $(DESTDIR)/var/lib/vqlane
 	install -D -m 644 scripts/vqlaned.toml $(DOCDIR)/vqlaned.toml
+	for page in $(MAN_TO); do install -D -m 644 $(BUILD)/man/$${page##*/} $$page || exit; done
 	test -e $(DESTDIR)/etc/vqlane/vqlaned.toml || \
 		echo '# All keys, with an example: $(PREFIX)/share/doc/vqlane/vqlaned.toml' >$(DESTDIR)/etc/vqlane/vqlaned.toml
 
@@ -327,7 +339,7 @@ install: all
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/sbin/vqlaned $(DESTDIR)$(PREFIX)/bin/vqlane
 	rm -f $(DESTDIR)$(PREFIX)/lib/systemd/system/vqlaned.service $(BPFDIR)/trace.bpf.o
-	rm -f $(DOCDIR)/vqlaned.toml
+	rm -f $(DOCDIR)/vqlaned.toml $(MAN_TO)
 	rmdir --ignore-fail-on-non-empty -p $(BPFDIR) $(DOCDIR) 2>/dev/null || :
 	@[ -n "$(DESTDIR)" ] || ! systemctl is-active --quiet vqlaned 2>/dev/null || \
 		echo "vqlaned still runs, and its guests with it: systemctl stop vqlaned"
