@@ -350,7 +350,8 @@ KMOD_SRC = $(DESTDIR)/usr/src/vqlane-1
 install-kmod:
 	install -d $(KMOD_SRC)/kmod $(KMOD_SRC)/include/vqlane $(KMOD_SRC)/include/uapi/linux
 	install -m 644 kmod/dkms.conf $(KMOD_SRC)/
-	install -m 644 kmod/Kbuild kmod/Makefile kmod/*.[ch] $(KMOD_SRC)/kmod/
+	install -m 644 kmod/Kbuild kmod/Makefile $(KMOD_SRC)/kmod/
+	for f in kmod/*/*.[ch]; do install -D -m 644 $$f $(KMOD_SRC)/$$f || exit; done
 	echo '$(VERSION)' >$(KMOD_SRC)/kmod/version
 	install -m 644 include/vqlane/*.h $(KMOD_SRC)/include/vqlane/
 	install -m 644 include/uapi/linux/vqlane.h $(KMOD_SRC)/include/uapi/linux/

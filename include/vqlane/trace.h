@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * What is told of a request to whoever traces it: the argument of the module's tracepoints
- * (kmod/trace.h) and of vqlaned's USDT probes of the same names, so that one BPF program reads both.
+ * (kmod/lane/trace.h) and of vqlaned's USDT probes of the same names, so that one BPF program reads both.
  */
 #ifndef VQLANE_TRACE_H
 #define VQLANE_TRACE_H
