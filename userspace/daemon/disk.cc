@@ -459,21 +459,18 @@ void disk::resize(uint64_t bytes, std::function<void(completion)> keep, completi
         });
 }
 
-// @next with an error when the disk has ended meanwhile: then nothing of it is to be used.
-disk::completion disk::if_alive(completion next) const {
-    return [name = config_.name, alive = std::weak_ptr(alive_),
-            next = std::move(next)](result<void> ok) {
-        next(alive.expired() ? error{"disk " + name + " was removed meanwhile"} : std::move(ok));
-    };
-}
-
-// Have the disk's one target looked at and, if it has fewer bytes and can, grown.
+// Have the disk's one target looked at and, if it has fewer bytes and can, grown. @done with an
+// error also when the disk has ended meanwhile: then nothing of it is to be used.
 void disk::grow_target_to(uint64_t bytes, completion done) {
-    services_.keeper.grow(
-        *volume_.targets[0], bytes,
-        [name = config_.name, next = if_alive(std::move(done))](const result<uint64_t>& usable) {
-            next(usable ? result<void>() : error{"disk " + name + ": " + usable.failure().text});
-        });
+    services_.keeper.grow(*volume_.targets[0], bytes,
+                          [name = config_.name, alive = std::weak_ptr(alive_),
+                           done = std::move(done)](result<uint64_t> usable) {
+                              if (alive.expired())
+                                  return done(error{"disk " + name + " was removed meanwhile"});
+                              if (!usable)
+                                  return done(error{"disk " + name + ": " + usable.failure().text});
+                              done({});
+                          });
 }
 
 // What another disk claims meanwhile is not ours: so claims come before @keep.
@@ -483,14 +480,15 @@ void disk::keep_growth(const std::shared_ptr<growth>& to,
         return done(std::move(ok));
     if (!keep)
         return grow(to, std::move(done));
-    keep(if_alive(
-        [this, to, alive = std::weak_ptr(alive_), done = std::move(done)](result<void> kept) {
-            if (kept)
-                return grow(to, done);
-            if (!alive.expired()) [[maybe_unused]]
-                auto back = claim_parts(volume_);
-            done(std::move(kept));
-        }));
+    keep([this, to, name = config_.name, alive = std::weak_ptr(alive_),
+          done = std::move(done)](result<void> kept) {
+        if (alive.expired())
+            return done(error{"disk " + name + " was removed meanwhile"});
+        if (kept)
+            return grow(to, done);
+        [[maybe_unused]] auto back = claim_parts(volume_);
+        done(std::move(kept));
+    });
 }
 
 // The queues stand still while table and capacity change under them.

@@ -126,7 +126,6 @@ class disk : public queue_host {
         shared_array extents;
     };
     result<std::shared_ptr<growth>> plan_growth(uint64_t bytes, uint64_t grown);
-    completion if_alive(completion next) const;
     void grow_target_to(uint64_t bytes, completion done);
     void keep_growth(const std::shared_ptr<growth>& to, const std::function<void(completion)>& keep,
                      completion done);
