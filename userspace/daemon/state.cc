@@ -327,25 +327,16 @@ state_store::change state_store::put(const std::string& name, std::optional<disk
         c.before = *before;
     set(name, note);
     serials_[name] = c.serial;
-    const auto text_of = [&](const std::optional<disk_note>& n) { return n ? n->toml(name) : ""; };
+    const std::string text = note ? note->toml(name) : "";
     worker_.run<bool>(
-        [place = place_, file = file_name(name), text = text_of(note),
-         before = text_of(c.before)]() -> result<bool> {
+        [place = place_, file = file_name(name), text]() -> result<bool> {
             // To erase needs no folder.
             if (auto ok = place->take(!text.empty()); !ok)
                 return ok.failure();
             if (!place->dir)
                 return true;
-            const auto put = [&](const std::string& t) {
-                return t.empty() ? place->erase(file) : place->write(file, t);
-            };
-            auto ok = put(text);
-            if (ok)
-                return true;
-            // It may be there all the same, and only not be durable: who asked is told that it is
-            // not kept.
-            [[maybe_unused]] auto back = put(before);
-            return ok.failure();
+            auto ok = text.empty() ? place->erase(file) : place->write(file, text);
+            return ok ? result<bool>(true) : ok.failure();
         },
         [this, c, done = std::move(done)](result<bool> ok) {
             if (ok)
