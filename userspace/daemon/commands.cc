@@ -44,17 +44,24 @@ void commands::add(const json& table, bool transient, completion done) {
                 return done(std::move(ok));
             disk_note note;
             note.added = table;
-            state_.put(name, note, [this, name, done](const result<void>& kept) {
+            const disk_note* const older = state_.find(name);
+            const disk_note before = older ? *older : disk_note();
+            state_.put(name, note, [this, name, before, done](const result<void>& kept) {
                 if (kept)
                     return done({});
-                // What nobody would find again is not there now either; nor is what
-                // a resize noted of it meanwhile.
+                // What nobody would find again is not there now either; nor is what a resize noted
+                // of it meanwhile, in place of what was noted before.
                 const error why{"disk " + name + ": " + kept.failure().text};
-                server_.remove_disk(name, true, [this, name, done, why](const result<void>&) {
-                    if (!state_.find(name))
-                        return done(why);
-                    state_.put(name, std::nullopt, [done, why](const result<void>&) { done(why); });
-                });
+                server_.remove_disk(
+                    name, true, [this, name, before, done, why](const result<void>&) {
+                        const disk_note* const now = state_.find(name);
+                        if (!now || now->toml(name) == before.toml(name))
+                            return done(why);
+                        std::optional<disk_note> back;
+                        if (!before.empty())
+                            back = before;
+                        state_.put(name, back, [done, why](const result<void>&) { done(why); });
+                    });
             });
         });
 }
@@ -83,6 +90,9 @@ void commands::remove(const std::string& name, bool force, bool transient, compl
             state_.undo(*change, [done, ok] { done(ok); });
         });
     });
+    // What a resize that is under way has noted is not yet so.
+    if (const auto resize = resizing_.find(name); resize != resizing_.end())
+        change->before = resize->second;
 }
 
 void commands::resize(const std::string& name, uint64_t bytes, bool transient, completion done) {
@@ -106,7 +116,9 @@ void commands::resize(const std::string& name, uint64_t bytes, bool transient, c
         return ok ? result<void>()
                   : error{"disk " + name + " is not resized: " + ok.failure().text};
     };
-    resizing_.insert(name);
+    auto& original = resizing_[name];
+    if (before)
+        original = *before;
     const auto end = [this, name, done = std::move(done)](result<void> ok) {
         resizing_.erase(name);
         done(std::move(ok));

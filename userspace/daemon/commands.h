@@ -12,7 +12,9 @@
 #include "daemon/state.h"
 
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -59,7 +61,8 @@ class commands {
     state_store& state_;
     config_source from_;
     std::set<std::string> configured_; // names of disks in the files, as last read
-    std::set<std::string> resizing_;
+    // Disks that a command resizes, and what was noted about them before.
+    std::map<std::string, std::optional<disk_note>> resizing_;
     storage_worker reader_;
     // Who waits for the reload that is under way, and for the one after that.
     std::vector<std::function<void(result<nlohmann::json>)>> asked_, next_;

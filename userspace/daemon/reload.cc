@@ -206,14 +206,16 @@ class change : public std::enable_shared_from_this<change> {
           done_(std::move(done)) {}
 
     // @noted: the disks whose notes may say other than the files.
-    void start(const reload_plan& plan, const std::vector<std::string>& noted) {
+    void start(const reload_plan& plan, const disk_notes& noted) {
         for (const char* key :
              {"added", "removed", "replaced", "resized", "changed", "waiting", "refused"})
             report_[key] = json::array();
         for (const auto& r : plan.refused)
             refuse(r.name, r.why);
-        for (const std::string& name : noted)
-            step(name, "", [this, name](auto done) { forget(name, std::move(done)); });
+        for (const auto& [name, note] : noted)
+            step(name, "", [this, n = name, was = note.removed](auto done) {
+                forget(n, was, std::move(done));
+            });
         for (const std::string& name : plan.remove)
             step(name, "removed",
                  [this, name](auto done) { server_.remove_disk(name, false, done); });
@@ -261,10 +263,11 @@ class change : public std::enable_shared_from_this<change> {
         steps_.push_back({name, as, std::move(run)});
     }
 
-    // What is noted about disk @name by now, without what no longer counts.
-    void forget(const std::string& name, completion done) {
+    // What is noted about disk @name by now, without what no longer counts. A removal that is newer
+    // than the plan does.
+    void forget(const std::string& name, bool was_removed, completion done) {
         const disk_note* const note = state_.find(name);
-        if (!note)
+        if (!note || (note->removed && !was_removed))
             return done({});
         const disk_note kept = what_counts(name, *note, files_);
         std::optional<disk_note> next;
@@ -396,14 +399,13 @@ std::vector<std::string> need_restart(const config& now, const config& next) {
 
 std::function<void()> apply_config(event_loop& loop, server& s, state_store& state,
                                    const config& files, std::function<void(json)> done) {
-    std::vector<std::string> noted;
-    disk_notes notes;
+    disk_notes noted, notes;
     for (const auto& [name, note] : state.notes()) {
         const disk_note kept = what_counts(name, note, files);
         if (!kept.empty())
             notes.emplace(name, kept);
         if (kept.empty() || (kept.added.is_null() && !note.added.is_null()))
-            noted.push_back(name);
+            noted.emplace(name, note);
     }
     config next = files;
     std::vector<std::string> said;
@@ -414,7 +416,7 @@ std::function<void()> apply_config(event_loop& loop, server& s, state_store& sta
     // Of a disk that stays as it was, what was noted stays as well.
     for (const auto& r : plan.refused)
         if (const disk_note* note = state.find(r.name); note && !note->removed)
-            std::erase(noted, r.name);
+            noted.erase(r.name);
     auto c = std::make_shared<change>(loop, s, state, files, std::move(next), std::move(done));
     c->start(plan, noted);
     return [c] { c->tick(); };
