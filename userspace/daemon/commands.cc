@@ -84,9 +84,13 @@ void commands::remove(const std::string& name, bool force, bool transient, compl
             return done(error{"disk " + name + " is not removed: " + kept.failure().text});
         if (!server_.find_entry(name) && change->before && !change->before->added.is_null())
             return done({}); // only its note was left
-        server_.remove_disk(name, force, [this, change, done](result<void> ok) {
+        server_.remove_disk(name, force, [this, name, change, done](result<void> ok) {
             if (ok)
                 return done({});
+            // Somebody else, as a reload that saw the note, is ending it: it is not to come back.
+            const disk_entry* const now = server_.find_entry(name);
+            if (!now || now->now == disk_entry::phase::closing)
+                return done(std::move(ok));
             state_.undo(*change, [done, ok] { done(ok); });
         });
     });
